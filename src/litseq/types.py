@@ -1,0 +1,122 @@
+"""What crosses the borders between litseq's parts: the batch, the memory, the decoder's state."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from torch import Tensor
+from typing_extensions import NotRequired, Self
+
+__all__ = ["Batch", "DecoderState", "Memory", "ScoredText", "Translation"]
+
+
+class Batch(TypedDict):
+    """One batch at every Lightning border: the mapping that Hugging Face collators produce.
+
+    Attributes:
+        input_ids: Source token ids, int64 (B, S), padded at the end.
+        attention_mask: int64 (B, S); 1 = token, 0 = padding.
+        labels: Target token ids that end with EOS, int64 (B, T); -100 = padding. Absent where there
+            is no target, as in prediction.
+        id: The examples' numbers in their split, int64 (B,).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: NotRequired[Tensor]
+    id: NotRequired[Tensor]
+
+
+def _take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any nesting of tuples
+    if isinstance(value, Tensor):
+        return value.index_select(0, index)
+    if isinstance(value, _Rows):
+        return value.reorder(index)
+    if isinstance(value, tuple):
+        return tuple(_take_rows(item, index) for item in value)
+    return value
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A record whose tensors, nested in tuples or not, all have the batch as their first dimension."""
+
+    def reorder(self, index: Tensor) -> Self:
+        """Takes rows of the batch: repeats, drops or permutes them.
+
+        Args:
+            index: Row numbers, int64 (N,).
+
+        Returns:
+            The same record for N rows. What is not a tensor is kept as it is.
+        """
+        return dataclasses.replace(
+            self,
+            **{f.name: _take_rows(getattr(self, f.name), index) for f in dataclasses.fields(self)},
+        )
+
+
+@dataclass(frozen=True)
+class Memory(_Rows):
+    """What an encoder hands to its decoder.
+
+    Attributes:
+        output: The encoder states that the decoder may look at, float (B, S, D). The recurrent model
+            without attention has a single one (S = 1): the context vector.
+        key_padding_mask: bool (B, S); True = padding.
+        state: Final hidden state of a recurrent encoder, one float (B, L, H) for a GRU or tanh cell, two
+            for an LSTM (hidden, cell); empty for the Transformer.
+    """
+
+    output: Tensor
+    key_padding_mask: Tensor
+    state: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class DecoderState(_Rows):
+    """Everything that a decoder needs to go on after the tokens it has read.
+
+    Each model derives its own; generation only carries it along and calls ``reorder``.
+    """
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """One hypothesis as text.
+
+    Attributes:
+        text: Detokenised text.
+        score: What the search ranked by: the length-normalised log-probability.
+        log_prob: Sum of the tokens' log-probabilities, EOS included, in nats.
+        num_tokens: Number of target tokens, EOS included.
+    """
+
+    text: str
+    score: float
+    log_prob: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What the model made of one source sentence.
+
+    Attributes:
+        id: The example's number in its split.
+        source: Raw source text.
+        hypotheses: Best first; one or more.
+        reference: Raw reference text; None where there is none.
+    """
+
+    id: int
+    source: str
+    hypotheses: tuple[ScoredText, ...]
+    reference: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The best hypothesis."""
+        return self.hypotheses[0].text
