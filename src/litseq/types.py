@@ -41,7 +41,7 @@ def _take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any ne
 
 @dataclass(frozen=True)
 class _Rows:
-    """A record whose tensors, nested in tuples or not, all have the batch as their first dimension."""
+    """A record whose tensors, also those in tuples, have the batch as their first dimension."""
 
     def reorder(self, index: Tensor) -> Self:
         """Takes rows of the batch: repeats, drops or permutes them.
@@ -63,11 +63,11 @@ class Memory(_Rows):
     """What an encoder hands to its decoder.
 
     Attributes:
-        output: The encoder states that the decoder may look at, float (B, S, D). The recurrent model
-            without attention has a single one (S = 1): the context vector.
+        output: The encoder states that the decoder may look at, float (B, S, D). The recurrent
+            model without attention has a single one (S = 1): the context vector.
         key_padding_mask: bool (B, S); True = padding.
-        state: Final hidden state of a recurrent encoder, one float (B, L, H) for a GRU or tanh cell, two
-            for an LSTM (hidden, cell); empty for the Transformer.
+        state: Final hidden state of a recurrent encoder, one float (B, L, H) for a GRU or tanh
+            cell, two for an LSTM (hidden, cell); empty for the Transformer.
     """
 
     output: Tensor

@@ -1,4 +1,4 @@
-"""The contract that every model keeps, and all that decoding, scoring and explaining know of a model."""
+"""The contract that every model keeps, and all that the rest of litseq knows of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ __all__ = ["Seq2SeqModel"]
 class Seq2SeqModel(nn.Module, ABC):
     """An encoder that reads a source sequence and a decoder that writes a target sequence.
 
-    A model is used in two ways that must agree: ``decode`` sees the whole target at once, as in training;
+    A model is used in two ways that must agree: ``decode`` sees the whole target at once, as in
+        training;
     ``init_state`` and ``step`` go token by token, as in generation. Padding stands at the end of a
     sequence and changes nothing before it, so ``decode`` needs no mask for the target.
     """

@@ -1,0 +1,1 @@
+"""Attention, masks and position codes; torch alone."""

@@ -1,0 +1,36 @@
+"""Attention masks: the one place where padding turns into what attention understands.
+
+Throughout litseq a padding mask is True where there is padding, and an attention mask is True where
+a query may attend, as ``scaled_dot_product_attention`` has it. (``torch.nn`` modules take attention
+masks of the opposite meaning.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["causal_mask", "padding_to_attention_mask"]
+
+
+def padding_to_attention_mask(key_padding_mask: Tensor) -> Tensor:
+    """Lets every query attend to every key that is not padding.
+
+    Args:
+        key_padding_mask: bool (B, S); True = padding.
+
+    Returns:
+        bool (B, 1, 1, S); True = may attend; broadcasts over heads and queries.
+    """
+    return ~key_padding_mask[:, None, None, :]
+
+
+def causal_mask(size: int, *, device: torch.device | None = None) -> Tensor:
+    """Lets position t attend to the positions up to t, itself among them.
+
+    Returns:
+        bool (T, T); True = may attend.
+
+    Source: Vaswani et al. (2017), section 3.2.3, https://arxiv.org/abs/1706.03762.
+    """
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()

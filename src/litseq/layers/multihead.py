@@ -1,0 +1,150 @@
+"""Multi-head scaled dot-product attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MultiheadAttention", "attention_weights"]
+
+
+def attention_weights(q: Tensor, k: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
+    """Computes softmax(q k^T / sqrt(d_k)): the weights that fused attention never shows.
+
+    The scores are divided by sqrt(d_k) because a dot product of d_k independent terms of variance 1
+    has variance d_k; undivided, the softmax of a wide head saturates and passes hardly any
+    gradient.
+
+    Args:
+        q: Queries, float (B, H, T, d_k).
+        k: Keys, float (B, H, S, d_k).
+        attn_mask: bool, broadcasts to (B, H, T, S); True = may attend. Each query needs one True.
+
+    Returns:
+        float32 (or float64) (B, H, T, S); rows sum to 1, masked positions are exactly 0.
+
+    Source: Vaswani et al. (2017), section 3.2.1, https://arxiv.org/abs/1706.03762.
+    """
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+class MultiheadAttention(nn.Module):
+    """Attention by several heads at once, each in its own d_model / num_heads dimensions.
+
+    Self-attention and cross-attention are one and the same layer; they differ in where keys and
+    values come
+    from: the sequence itself, or the encoder's output. The projections are separate methods so that
+    generation can keep keys and values instead of computing them again.
+
+    Args:
+        d_model: Width of queries, keys and values.
+        num_heads: Number of heads; divides d_model.
+        dropout: Dropout on the weights. The paper's text has none; its released code has 0.1.
+
+    Source: Vaswani et al. (2017), section 3.2.2, https://arxiv.org/abs/1706.03762.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        if num_heads < 1 or d_model % num_heads:
+            raise ValueError(
+                f"d_model must be divisible by num_heads, got d_model={d_model}, "
+                f"num_heads={num_heads}; choose num_heads among the divisors of d_model."
+            )
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.head_dim = d_model // num_heads
+        self.dropout = dropout
+        # W_Q, W_K and W_V stacked, so that self-attention takes one product
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+        self.out_proj = nn.Linear(d_model, d_model)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def _project(self, x: Tensor, start: int, end: int) -> tuple[Tensor, ...]:
+        rows = slice(start * self.d_model, end * self.d_model)
+        y = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])  # (B, T, n D)
+        y = y.view(*x.shape[:2], end - start, self.num_heads, self.head_dim)
+        return y.permute(2, 0, 3, 1, 4).unbind(0)  # n times (B, H, T, d_k)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Projects x, float (B, T, D), to queries, float (B, H, T, d_k)."""
+        return self._project(x, 0, 1)[0]
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Projects x, float (B, S, D), to keys and values, each float (B, H, S, d_k)."""
+        k, v = self._project(x, 1, 3)
+        return k, v
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Projects x, float (B, T, D), to all three in one product."""
+        q, k, v = self._project(x, 0, 3)
+        return q, k, v
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Weighs the values, joins the heads and projects back.
+
+        Args:
+            q: Queries, float (B, H, T, d_k).
+            k: Keys, float (B, H, S, d_k).
+            v: Values, float (B, H, S, d_k).
+            attn_mask: bool, broadcasts to (B, H, T, S); True = may attend.
+            is_causal: Lets query t attend to keys 0 to t; excludes ``attn_mask``.
+
+        Returns:
+            float (B, T, D).
+        """
+        heads = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self._join(heads)
+
+    def _join(self, heads: Tensor) -> Tensor:
+        joined: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, T, D)
+        return joined
+
+    def forward(
+        self,
+        query: Tensor,
+        key_value: Tensor,
+        *,
+        attn_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends from one sequence to another, or to itself.
+
+        Args:
+            query: float (B, T, D).
+            key_value: float (B, S, D).
+            attn_mask: bool, broadcasts to (B, H, T, S); True = may attend.
+            need_weights: Returns the weights too, by the plain path, without dropout.
+
+        Returns:
+            float (B, T, D), and the weights, float (B, H, T, S), or None.
+        """
+        q, (k, v) = self.queries(query), self.keys_values(key_value)
+        if not need_weights:
+            return self.attend(q, k, v, attn_mask=attn_mask), None
+        weights = attention_weights(q, k, attn_mask=attn_mask)
+        return self._join(weights.to(v.dtype) @ v), weights

@@ -1,0 +1,263 @@
+"""The recurrent encoder-decoder that looks back at every encoder state before each output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from litseq.layers.recurrent import (
+    Bridge,
+    RecurrentEncoder,
+    RnnType,
+    make_embeddings,
+    make_linear,
+    make_output,
+    make_rnn,
+    run_rnn,
+)
+from litseq.layers.score import Score, ScoreAttention
+from litseq.models.base import Seq2SeqModel
+from litseq.types import DecoderState, Memory
+
+__all__ = ["RnnAttention", "RnnAttentionState"]
+
+
+@dataclass(frozen=True)
+class RnnAttentionState(DecoderState):
+    """What the decoder knows after the tokens it has read.
+
+    Attributes:
+        hidden: One float (B, L, H) for a GRU or tanh cell, two for an LSTM (hidden, cell).
+        keys: Encoder states prepared for scoring, once per source, float (B, S, A).
+        values: Encoder states, float (B, S, D).
+        key_padding_mask: bool (B, S); True = padding.
+        feed: The last attentional vector, float (B, 1, H), zero at the start; None without input
+            feeding.
+    """
+
+    hidden: tuple[Tensor, ...]
+    keys: Tensor
+    values: Tensor
+    key_padding_mask: Tensor
+    feed: Tensor | None = None
+
+
+class RnnAttention(Seq2SeqModel):
+    """A recurrent encoder all of whose states are kept, and a decoder that attends to them at each step.
+
+    The score function chooses the paper:
+
+    - ``additive``: Bahdanau et al. (2015). The decoder's previous state asks, and the context
+      vector enters the recurrence together with the input token: c_t = attend(s_{t-1}), s_t =
+      f([y_t; c_t], s_{t-1}). The output is computed from state, context and input token; the
+      paper's maxout is a tanh layer here.
+    - ``dot``, ``general``, ``concat``: Luong et al. (2015), global attention. The decoder runs
+      first, then its state asks: s_t = f(y_t, s_{t-1}), c_t = attend(s_t), h_t = tanh(W_c [c_t;
+      s_t]), and h_t is projected to the vocabulary. With ``input_feeding`` the previous h_{t-1} is
+      a part of the decoder's input. Without it nothing of the attention enters the recurrence, so
+      all steps run and attend at once: the fastest.
+
+    Args:
+        vocab_size: Number of target ids.
+        src_vocab_size: Number of source ids; None = as many as target ids.
+        pad_id: Id of the padding token on both sides.
+        embedding_dim: Size of the token embeddings on both sides.
+        hidden_size: Size of a recurrent state, of each direction in a bidirectional encoder, and of
+            the layer inside of the additive and concat scores.
+        num_layers: Number of recurrent layers in encoder and in decoder; the last one asks.
+        rnn_type: The cell: ``gru``, ``lstm`` or ``tanh``.
+        bidirectional: The encoder reads in both directions; a linear layer and tanh make the
+            decoder's first state of both final states.
+        score: The score function, and with it the paper: ``additive``, ``dot``, ``general`` or
+            ``concat``.
+        input_feeding: Luong's option: the previous attentional vector enters the recurrence.
+        dropout: Probability of a zero in embeddings, between recurrent layers and before the
+            projection.
+        share_embeddings: One embedding table for source and target; needs one vocabulary.
+        tie_output: The target embedding is also the output projection; needs embedding_dim =
+            hidden_size.
+
+    Raises:
+        ValueError: If a size, the dropout or a name is not possible, or if options exclude each
+            other.
+
+    Source: Bahdanau et al. (2015), https://arxiv.org/abs/1409.0473; Luong et al. (2015), sections
+    3.1 and 3.3, https://arxiv.org/abs/1508.04025.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        embedding_dim: int,
+        hidden_size: int,
+        src_vocab_size: int | None = None,
+        pad_id: int = 0,
+        num_layers: int = 1,
+        rnn_type: RnnType = "gru",
+        bidirectional: bool = True,
+        score: Score = "additive",
+        input_feeding: bool = False,
+        dropout: float = 0.0,
+        share_embeddings: bool = False,
+        tie_output: bool = False,
+    ) -> None:
+        super().__init__()
+        if score == "additive" and input_feeding:
+            raise ValueError(
+                "input_feeding belongs to the scores dot, general and concat, got score='additive', "
+                "whose context enters the recurrence anyway; set input_feeding to false."
+            )
+        self.input_feeding = input_feeding
+        self.src_embedding, self.tgt_embedding = make_embeddings(
+            vocab_size,
+            src_vocab_size=src_vocab_size,
+            embedding_dim=embedding_dim,
+            pad_id=pad_id,
+            share=share_embeddings,
+        )
+        self.encoder = RecurrentEncoder(
+            rnn_type,
+            embedding_dim,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+        )
+        memory_size = self.encoder.output_size
+        self.bridge = Bridge(
+            rnn_type, encoder_size=memory_size, hidden_size=hidden_size, num_layers=num_layers
+        )
+        self.attend = ScoreAttention(score, query_size=hidden_size, memory_size=memory_size)
+        context_enters = score == "additive"
+        fed_size = memory_size if context_enters else hidden_size if input_feeding else 0
+        self.decoder = make_rnn(
+            rnn_type,
+            embedding_dim + fed_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+        )
+        read_size = memory_size + hidden_size + (embedding_dim if context_enters else 0)
+        self.readout = make_linear(read_size, hidden_size, bias=context_enters)
+        self.output = make_output(hidden_size, self.tgt_embedding, tie=tie_output)
+        self.dropout = nn.Dropout(dropout)
+
+    def encode(self, src: Tensor, src_key_padding_mask: Tensor) -> Memory:
+        """Reads the source and keeps every state of the last layer.
+
+        Args:
+            src: Token ids, int64 (B, S), each row with at least one token.
+            src_key_padding_mask: bool (B, S); True = padding.
+
+        Returns:
+            ``output`` holds the encoder states, float (B, S, D), ``state`` the final state of all
+            layers, float (B, L, D); D is H, or 2H for a bidirectional encoder.
+        """
+        embedded = self.dropout(self.src_embedding(src))  # (B, S, E)
+        output, state = self.encoder(embedded, src_key_padding_mask)
+        return Memory(output=output, key_padding_mask=src_key_padding_mask, state=state)
+
+    def init_state(self, memory: Memory) -> RnnAttentionState:
+        """Starts from the encoder's final state and prepares the keys, once per source."""
+        hidden = self.bridge(memory.state)
+        return RnnAttentionState(
+            hidden=hidden,
+            keys=self.attend.project_keys(memory.output),
+            values=memory.output,
+            key_padding_mask=memory.key_padding_mask,
+            feed=torch.zeros_like(hidden[0][:, :1]) if self.input_feeding else None,
+        )
+
+    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """Scores every next token of a given target, int64 (B, T); logits, float (B, T, V)."""
+        read, _, _ = self._run(tgt_in, self.init_state(memory))
+        return self.output(self.dropout(read))
+
+    def attention(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """Gives the weights with which each output of ``decode`` looks at the source.
+
+        Args:
+            tgt_in: Token ids that begin with BOS, int64 (B, T).
+            memory: What ``encode`` returned, B rows.
+
+        Returns:
+            Float (B, T, S); each row sums to 1 and is exactly 0 at padding. Row t belongs to the
+            token that is predicted after ``tgt_in[:, t]``.
+        """
+        _, _, weights = self._run(tgt_in, self.init_state(memory), need_weights=True)
+        assert weights is not None
+        return weights
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, RnnAttentionState]:
+        """Reads one more token, int64 (B,), and scores the next; logits, float (B, V)."""
+        assert isinstance(state, RnnAttentionState)
+        read, state, _ = self._run(token[:, None], state)
+        return self.output(self.dropout(read[:, 0])), state
+
+    def _run(
+        self, tgt_in: Tensor, state: RnnAttentionState, *, need_weights: bool = False
+    ) -> tuple[Tensor, RnnAttentionState, Tensor | None]:
+        """Reads tokens (B, T): what to project (B, T, H), the state after, weights (B, T, S)."""
+        embedded = self.dropout(self.tgt_embedding(tgt_in))  # (B, T, E)
+        if self.attend.score == "additive":
+            return self._run_bahdanau(embedded, state, need_weights=need_weights)
+        if self.input_feeding:
+            return self._run_fed(embedded, state, need_weights=need_weights)
+        return self._run_luong(embedded, state, need_weights=need_weights)
+
+    def _run_luong(
+        self, embedded: Tensor, state: RnnAttentionState, *, need_weights: bool
+    ) -> tuple[Tensor, RnnAttentionState, Tensor | None]:
+        hidden, final = run_rnn(self.decoder, embedded, state.hidden)  # (B, T, H)
+        context, weights = self._look(hidden, state, need_weights=need_weights)  # (B, T, D)
+        read = torch.tanh(self.readout(torch.cat([context, hidden], dim=-1)))  # (B, T, H)
+        return read, replace(state, hidden=final), weights
+
+    def _run_fed(
+        self, embedded: Tensor, state: RnnAttentionState, *, need_weights: bool
+    ) -> tuple[Tensor, RnnAttentionState, Tensor | None]:
+        reads, weights = [], []
+        for token in embedded.split(1, dim=1):  # (B, 1, E)
+            assert state.feed is not None
+            inputs = torch.cat([token, state.feed], dim=-1)
+            read, state, weight = self._run_luong(inputs, state, need_weights=need_weights)
+            state = replace(state, feed=read)
+            reads.append(read)
+            weights.append(weight)
+        return torch.cat(reads, dim=1), state, _join(weights)
+
+    def _run_bahdanau(
+        self, embedded: Tensor, state: RnnAttentionState, *, need_weights: bool
+    ) -> tuple[Tensor, RnnAttentionState, Tensor | None]:
+        hiddens, contexts, weights = [], [], []
+        hidden = state.hidden
+        for token in embedded.split(1, dim=1):  # (B, 1, E)
+            query = hidden[0][:, -1:]  # (B, 1, H), the previous state
+            context, weight = self._look(query, state, need_weights=need_weights)  # (B, 1, D)
+            output, hidden = run_rnn(self.decoder, torch.cat([token, context], dim=-1), hidden)
+            hiddens.append(output)
+            contexts.append(context)
+            weights.append(weight)
+        # Nothing of the output enters the recurrence: one product for all steps.
+        parts = [torch.cat(contexts, dim=1), torch.cat(hiddens, dim=1), embedded]
+        read = torch.tanh(self.readout(torch.cat(parts, dim=-1)))  # (B, T, H)
+        return read, replace(state, hidden=hidden), _join(weights)
+
+    def _look(
+        self, query: Tensor, state: RnnAttentionState, *, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        context: Tensor
+        weights: Tensor | None
+        context, weights = self.attend(
+            query, state.keys, state.values, state.key_padding_mask, need_weights=need_weights
+        )
+        return context, weights
+
+
+def _join(weights: list[Tensor | None]) -> Tensor | None:
+    """Joins the weights of single steps, each (B, 1, S), to (B, T, S); None where not asked for."""
+    kept = [weight for weight in weights if weight is not None]
+    return torch.cat(kept, dim=1) if kept else None

@@ -1,0 +1,332 @@
+"""The Transformer of Vaswani et al. (2017), https://arxiv.org/abs/1706.03762."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litseq.layers.masks import padding_to_attention_mask
+from litseq.layers.multihead import MultiheadAttention
+from litseq.layers.positions import LearnedPositions, SinusoidalPositions
+from litseq.models.base import Seq2SeqModel
+from litseq.types import DecoderState, Memory
+
+__all__ = ["Transformer", "TransformerState"]
+
+KeysValues = tuple[Tensor, Tensor]
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with ReLU between them, the same at every position (section 3.3)."""
+
+    def __init__(self, d_model: int, dim_feedforward: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps float (B, T, D) to float (B, T, D)."""
+        y: Tensor = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        return y
+
+
+class Residual(nn.Module):
+    """Residual connection, dropout and layer norm around a sub-layer (section 3.1, 5.4).
+
+    Post-norm, as in the paper: ``norm(x + dropout(sublayer(x)))``. Pre-norm (``norm_first``) leaves
+    the residual path free: ``x + dropout(sublayer(norm(x)))``; it trains deep stacks without
+        warm-up (Xiong et
+    al. 2020, https://arxiv.org/abs/2002.04745) and needs one last norm at the end of the stack.
+    """
+
+    def __init__(self, d_model: int, *, dropout: float, norm_first: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Runs the sub-layer on float (B, T, D)."""
+        y: Tensor
+        if self.norm_first:
+            y = x + self.dropout(sublayer(self.norm(x)))
+        else:
+            y = self.norm(x + self.dropout(sublayer(x)))
+        return y
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention over the source, then feed-forward."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        dim_feedforward: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, num_heads, dropout=attention_dropout)
+        self.feed_forward = FeedForward(d_model, dim_feedforward, dropout=activation_dropout)
+        self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
+        self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
+
+    def forward(self, x: Tensor, attn_mask: Tensor) -> Tensor:
+        """Maps float (B, S, D) to float (B, S, D); ``attn_mask`` bool (B, 1, 1, S)."""
+
+        def self_attention(x: Tensor) -> Tensor:
+            q, k, v = self.self_attn.queries_keys_values(x)
+            return self.self_attn.attend(q, k, v, attn_mask=attn_mask)
+
+        x = self.self_attn_residual(x, self_attention)
+        y: Tensor = self.feed_forward_residual(x, self.feed_forward)
+        return y
+
+
+class DecoderLayer(nn.Module):
+    """Masked self-attention, cross-attention to the encoder's last output, then feed-forward."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        dim_feedforward: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, num_heads, dropout=attention_dropout)
+        self.cross_attn = MultiheadAttention(d_model, num_heads, dropout=attention_dropout)
+        self.feed_forward = FeedForward(d_model, dim_feedforward, dropout=activation_dropout)
+        self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
+        self.cross_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
+        self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory_keys_values: KeysValues,
+        memory_mask: Tensor,
+        past: KeysValues | None = None,
+    ) -> tuple[Tensor, KeysValues]:
+        """Decodes a whole target at once, or one more token after ``past``.
+
+        Args:
+            x: float (B, T, D); T is 1 when ``past`` is given.
+            memory_keys_values: This layer's keys and values of the source, each float (B, H, S,
+                d_k).
+            memory_mask: bool (B, 1, 1, S); True = may attend.
+            past: Keys and values of the tokens before x, each float (B, H, t, d_k).
+
+        Returns:
+            float (B, T, D), and the keys and values of all tokens so far.
+        """
+        seen: KeysValues
+
+        def self_attention(x: Tensor) -> Tensor:
+            nonlocal seen
+            q, k, v = self.self_attn.queries_keys_values(x)
+            if past is None:
+                seen = k, v
+                return self.self_attn.attend(q, k, v, is_causal=True)
+            # the newest token may look at everything so far: no mask
+            k, v = seen = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+            return self.self_attn.attend(q, k, v)
+
+        def cross_attention(x: Tensor) -> Tensor:
+            k, v = memory_keys_values
+            return self.cross_attn.attend(self.cross_attn.queries(x), k, v, attn_mask=memory_mask)
+
+        x = self.self_attn_residual(x, self_attention)
+        x = self.cross_attn_residual(x, cross_attention)
+        x = self.feed_forward_residual(x, self.feed_forward)
+        return x, seen
+
+
+@dataclass(frozen=True)
+class TransformerState(DecoderState):
+    """What each decoder layer has seen.
+
+    Attributes:
+        memory_keys_values: Per layer, keys and values of the source, each float (B, H, S, d_k).
+        memory_mask: bool (B, 1, 1, S); True = may attend.
+        past: Per layer, keys and values of the target so far, each float (B, H, t, d_k).
+        position: Number of target tokens read.
+    """
+
+    memory_keys_values: tuple[KeysValues, ...]
+    memory_mask: Tensor
+    past: tuple[KeysValues, ...]
+    position: int = 0
+
+
+class Transformer(Seq2SeqModel):
+    """Encoder and decoder without recurrence: attention carries everything from place to place.
+
+    The defaults of the options are the paper's: layer norm after each residual, sinusoidal
+    positions, and one matrix for source embedding, target embedding and output projection, scaled
+    by sqrt(d_model) where it embeds. The encoder's last output goes to *every* decoder layer: each
+    asks it its own question with its own W_Q, W_K and W_V, so a decoder layer can look at the
+    source again in the light of what it has just understood of the target.
+
+    Args:
+        vocab_size: Number of target tokens; of source tokens too unless ``src_vocab_size`` is
+            given.
+        d_model: Width of the embeddings and of every layer's output.
+        num_heads: Heads of each attention; divides d_model.
+        num_encoder_layers: Encoder layers.
+        num_decoder_layers: Decoder layers.
+        dim_feedforward: Inner width of the feed-forward sub-layers.
+        src_vocab_size: Number of source tokens where the source has a vocabulary of its own.
+        dropout: Dropout on each sub-layer's output and on the embeddings (section 5.4).
+        attention_dropout: Dropout on attention weights.
+        activation_dropout: Dropout after the ReLU of the feed-forward sub-layers.
+        norm_first: Layer norm before each sub-layer instead of after its residual.
+        positions: Sinusoids, or a learned vector per position.
+        max_positions: Longest sequence for learned positions.
+        share_embeddings: One embedding matrix for source and target; needs one vocabulary. None:
+            where there is one vocabulary.
+        tie_output: The output projection is the target embedding (Press and Wolf 2017).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        d_model: int,
+        num_heads: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+        dim_feedforward: int,
+        src_vocab_size: int | None = None,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        norm_first: bool = False,
+        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        max_positions: int = 1024,
+        share_embeddings: bool | None = None,
+        tie_output: bool = True,
+    ) -> None:
+        super().__init__()
+        if share_embeddings and src_vocab_size not in (None, vocab_size):
+            raise ValueError(
+                f"share_embeddings needs one vocabulary for source and target, got "
+                f"src_vocab_size={src_vocab_size}, vocab_size={vocab_size}; "
+                f"train a shared vocabulary or set share_embeddings to false."
+            )
+        self.d_model = d_model
+        self.tgt_embedding = _embedding(vocab_size, d_model)
+        share = src_vocab_size is None if share_embeddings is None else share_embeddings
+        self.src_embedding = (
+            self.tgt_embedding if share else _embedding(src_vocab_size or vocab_size, d_model)
+        )
+        self.positions = _POSITIONS[positions](d_model, max_positions=max_positions)
+        self.dropout = nn.Dropout(dropout)
+
+        def stack(layer: Callable[..., Layer], num_layers: int) -> Sequence[Layer]:
+            layers = nn.ModuleList(
+                layer(
+                    d_model,
+                    num_heads,
+                    dim_feedforward=dim_feedforward,
+                    dropout=dropout,
+                    attention_dropout=attention_dropout,
+                    activation_dropout=activation_dropout,
+                    norm_first=norm_first,
+                )
+                for _ in range(num_layers)
+            )
+            return cast("Sequence[Layer]", layers)  # a ModuleList does not say what it holds
+
+        self.encoder_layers = stack(EncoderLayer, num_encoder_layers)
+        self.decoder_layers = stack(DecoderLayer, num_decoder_layers)
+        # post-norm stacks end with a norm already
+        self.encoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
+        self.output = nn.Linear(d_model, vocab_size)
+        nn.init.zeros_(self.output.bias)
+        if tie_output:
+            self.output.weight = self.tgt_embedding.weight
+        else:
+            nn.init.xavier_uniform_(self.output.weight)
+
+    def _embed(self, embedding: nn.Embedding, tokens: Tensor, *, start: int = 0) -> Tensor:
+        x = embedding(tokens) * math.sqrt(self.d_model)  # (B, T, D), section 3.4
+        embedded: Tensor = self.dropout(self.positions(x, start=start))
+        return embedded
+
+    def encode(self, src: Tensor, src_key_padding_mask: Tensor) -> Memory:
+        """Runs the encoder stack; see ``Seq2SeqModel.encode``."""
+        x = self._embed(self.src_embedding, src)
+        attn_mask = padding_to_attention_mask(src_key_padding_mask)
+        for layer in self.encoder_layers:
+            x = layer(x, attn_mask)
+        return Memory(output=self.encoder_norm(x), key_padding_mask=src_key_padding_mask)
+
+    def init_state(self, memory: Memory) -> TransformerState:
+        """Projects the memory once for every decoder layer; see ``Seq2SeqModel.init_state``."""
+        layers = self.decoder_layers
+        attn = layers[0].self_attn
+        empty = memory.output.new_empty(memory.output.size(0), attn.num_heads, 0, attn.head_dim)
+        return TransformerState(
+            memory_keys_values=tuple(
+                layer.cross_attn.keys_values(memory.output) for layer in layers
+            ),
+            memory_mask=padding_to_attention_mask(memory.key_padding_mask),
+            past=tuple((empty, empty) for _ in layers),
+        )
+
+    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """Runs the decoder stack over a whole target; see ``Seq2SeqModel.decode``."""
+        x = self._embed(self.tgt_embedding, tgt_in)
+        memory_mask = padding_to_attention_mask(memory.key_padding_mask)
+        for layer in self.decoder_layers:
+            x, _ = layer(x, layer.cross_attn.keys_values(memory.output), memory_mask)
+        logits: Tensor = self.output(self.decoder_norm(x))
+        return logits
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, TransformerState]:
+        """Runs the decoder stack for one token; see ``Seq2SeqModel.step``."""
+        assert isinstance(state, TransformerState)
+        x = self._embed(self.tgt_embedding, token[:, None], start=state.position)  # (B, 1, D)
+        past = []
+        for layer, source, before in zip(
+            self.decoder_layers, state.memory_keys_values, state.past, strict=True
+        ):
+            x, seen = layer(x, source, state.memory_mask, before)
+            past.append(seen)
+        logits: Tensor = self.output(self.decoder_norm(x[:, 0]))
+        return logits, replace(state, past=tuple(past), position=state.position + 1)
+
+
+_POSITIONS: dict[str, type[SinusoidalPositions] | type[LearnedPositions]] = {
+    "sinusoidal": SinusoidalPositions,
+    "learned": LearnedPositions,
+}
+
+
+def _embedding(vocab_size: int, d_model: int) -> nn.Embedding:
+    embedding = nn.Embedding(vocab_size, d_model)
+    # unit variance once scaled by sqrt(d_model), and small logits where the matrix is the output
+    # too
+    nn.init.normal_(embedding.weight, std=d_model**-0.5)
+    return embedding

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from litseq.layers.masks import causal_mask, padding_to_attention_mask
+from litseq.layers.multihead import MultiheadAttention, attention_weights
+
+B, S, T, D, H = 2, 7, 5, 12, 3
+
+
+@pytest.fixture
+def ours():
+    torch.manual_seed(0)
+    layer = MultiheadAttention(D, H).double()
+    nn.init.normal_(layer.in_proj_bias)  # zero biases would hide a bias in the wrong place
+    nn.init.normal_(layer.out_proj.bias)
+    return layer
+
+
+@pytest.fixture
+def theirs(ours):
+    layer = nn.MultiheadAttention(D, H, batch_first=True).double()
+    layer.load_state_dict(ours.state_dict())  # the parameters have the same names and shapes
+    return layer
+
+
+@pytest.fixture
+def padding():
+    return torch.arange(S) >= torch.tensor([[S], [4]])
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_equals_torch(ours, theirs, padding, need_weights):
+    query, memory = torch.randn(B, T, D).double(), torch.randn(B, S, D).double()
+    out, weights = ours(
+        query, memory, attn_mask=padding_to_attention_mask(padding), need_weights=need_weights
+    )
+    expected, expected_weights = theirs(
+        query, memory, memory, key_padding_mask=padding, average_attn_weights=False
+    )
+    torch.testing.assert_close(out, expected)
+    if need_weights:
+        torch.testing.assert_close(weights, expected_weights)
+    else:
+        assert weights is None
+
+
+def test_causal_self_attention_equals_torch(ours, theirs):
+    x = torch.randn(B, T, D).double()
+    q, k, v = ours.queries_keys_values(x)
+    out = ours.attend(q, k, v, is_causal=True)
+    mask = causal_mask(T)
+    expected, _ = theirs(x, x, x, attn_mask=~mask)  # torch.nn: True = may not attend
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(ours(x, x, attn_mask=mask)[0], expected)
+
+
+def test_one_product_equals_three(ours):
+    x = torch.randn(B, T, D).double()
+    q, k, v = ours.queries_keys_values(x)
+    torch.testing.assert_close(q, ours.queries(x))
+    for fused, separate in zip((k, v), ours.keys_values(x), strict=True):
+        torch.testing.assert_close(fused, separate)
+
+
+def test_rows_sum_to_one_and_padding_gets_nothing(ours, padding):
+    q, k = ours.queries(torch.randn(B, T, D).double()), ours.queries(torch.randn(B, S, D).double())
+    weights = attention_weights(q, k, attn_mask=padding_to_attention_mask(padding))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, T).double())
+    assert (weights.masked_select(padding[:, None, None, :]) == 0).all()
+
+
+def test_weights_follow_the_formula():
+    q, k = torch.randn(1, 1, T, 4).double(), torch.randn(1, 1, S, 4).double()
+    scores = torch.einsum("td,sd->ts", q[0, 0], k[0, 0]) / 2.0  # sqrt(d_k) = 2
+    expected = scores.exp() / scores.exp().sum(-1, keepdim=True)
+    torch.testing.assert_close(attention_weights(q, k)[0, 0], expected)
+
+
+def test_weights_of_half_precision_are_float32():
+    q = torch.randn(1, 1, T, 4, dtype=torch.bfloat16)
+    assert attention_weights(q, q).dtype == torch.float32
+
+
+@pytest.mark.parametrize("num_heads", [0, 5])
+def test_refuses_heads_that_do_not_divide(num_heads):
+    with pytest.raises(ValueError, match=f"d_model=12, num_heads={num_heads}"):
+        MultiheadAttention(12, num_heads)
+
+
+def test_dropout_acts_in_training_alone():
+    torch.manual_seed(0)
+    layer = MultiheadAttention(D, H, dropout=0.5)
+    x = torch.randn(B, T, D)
+    assert not torch.equal(layer(x, x)[0], layer(x, x)[0])
+    layer.eval()
+    torch.testing.assert_close(layer(x, x)[0], layer(x, x)[0], rtol=0, atol=0)

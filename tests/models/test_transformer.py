@@ -1,0 +1,147 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from litseq.layers.positions import sinusoids
+from litseq.models.transformer import Transformer
+
+B, S, T, D, H, V = 2, 7, 5, 12, 3, 23
+SIZES = {
+    "d_model": D,
+    "num_heads": H,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 3,
+    "dim_feedforward": 20,
+}
+VARIANTS = {
+    "paper": {},
+    "norm_first": {"norm_first": True},
+    "learned": {"positions": "learned"},
+    "separate": {"src_vocab_size": 17, "tie_output": False},
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
+def model(request):
+    torch.manual_seed(0)
+    model = Transformer(V, **SIZES, **request.param).double().eval()
+    for parameter in model.parameters():  # no parameter may sit at a special value
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def src():
+    return torch.randint(1, 17, (B, S))
+
+
+@pytest.fixture
+def padding():
+    return torch.arange(S) >= torch.tensor([[S], [4]])
+
+
+@pytest.fixture
+def tgt():
+    return torch.randint(1, V, (B, T))
+
+
+def copy_layer(theirs, ours):
+    theirs.self_attn.load_state_dict(ours.self_attn.state_dict())
+    theirs.linear1.load_state_dict(ours.feed_forward.linear1.state_dict())
+    theirs.linear2.load_state_dict(ours.feed_forward.linear2.state_dict())
+    norms = [ours.self_attn_residual.norm]
+    if hasattr(ours, "cross_attn"):
+        theirs.multihead_attn.load_state_dict(ours.cross_attn.state_dict())
+        norms.append(ours.cross_attn_residual.norm)
+    norms.append(ours.feed_forward_residual.norm)
+    for number, norm in enumerate(norms, 1):
+        getattr(theirs, f"norm{number}").load_state_dict(norm.state_dict())
+
+
+def test_logits_equal_torch_transformer(model, src, tgt, padding):
+    norm_first = model.encoder_layers[0].self_attn_residual.norm_first
+    theirs = nn.Transformer(
+        D, H, 2, 3, 20, dropout=0.0, batch_first=True, norm_first=norm_first
+    ).double()
+    for ours, layer in zip(model.encoder_layers, theirs.encoder.layers, strict=True):
+        copy_layer(layer, ours)
+    for ours, layer in zip(model.decoder_layers, theirs.decoder.layers, strict=True):
+        copy_layer(layer, ours)
+    if norm_first:
+        theirs.encoder.norm.load_state_dict(model.encoder_norm.state_dict())
+        theirs.decoder.norm.load_state_dict(model.decoder_norm.state_dict())
+    else:  # torch adds a norm that the paper does not have
+        theirs.encoder.norm = theirs.decoder.norm = None
+    positions = getattr(model.positions, "weight", sinusoids(9, D).double())
+    x = model.src_embedding(src) * math.sqrt(D) + positions[:S]
+    y = model.tgt_embedding(tgt) * math.sqrt(D) + positions[:T]
+    causal = nn.Transformer.generate_square_subsequent_mask(T, dtype=torch.float64)
+    with torch.no_grad():
+        hidden = theirs.train()(  # train: torch's own fast path is not under test
+            x,
+            y,
+            tgt_mask=causal,
+            src_key_padding_mask=padding,
+            memory_key_padding_mask=padding,
+        )
+        expected = hidden @ model.output.weight.T + model.output.bias
+        torch.testing.assert_close(model(src, padding, tgt), expected)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "millions"),
+    [((512, 8, 2048), 63.1), ((1024, 16, 4096), 214.3)],
+    ids=["base", "big"],
+)
+def test_parameter_count_of_the_paper(sizes, millions):
+    d_model, num_heads, dim_feedforward = sizes
+    with torch.device("meta"):
+        model = Transformer(
+            37000,
+            d_model=d_model,
+            num_heads=num_heads,
+            num_encoder_layers=6,
+            num_decoder_layers=6,
+            dim_feedforward=dim_feedforward,
+        )
+    count = sum(p.numel() for p in model.parameters())
+    assert round(count / 1e6, 1) == millions
+    # by hand: one embedding, 6 + 6 layers, the bias of the last linear map
+    attention = 4 * (d_model * d_model + d_model)
+    feed_forward = 2 * d_model * dim_feedforward + dim_feedforward + d_model
+    norm = 2 * d_model
+    encoder = 6 * (attention + feed_forward + 2 * norm)
+    decoder = 6 * (2 * attention + feed_forward + 3 * norm)
+    assert count == 37000 * d_model + encoder + decoder + 37000
+
+
+def test_any_length_is_welcome():
+    model = Transformer(V, **SIZES).eval()
+    src = torch.randint(1, V, (1, 1030))
+    logits = model(src, torch.zeros_like(src, dtype=torch.bool), src[:, :2])
+    assert logits.isfinite().all()
+
+
+def test_one_matrix_embeds_and_predicts():
+    model = Transformer(V, **SIZES)
+    assert model.src_embedding is model.tgt_embedding
+    assert model.output.weight is model.tgt_embedding.weight
+    model = Transformer(V, src_vocab_size=17, **SIZES)
+    assert model.src_embedding.num_embeddings == 17
+    assert model.output.weight is model.tgt_embedding.weight
+
+
+def test_sharing_needs_one_vocabulary():
+    with pytest.raises(ValueError, match="src_vocab_size=17, vocab_size=23"):
+        Transformer(V, src_vocab_size=17, share_embeddings=True, **SIZES)
+
+
+def test_every_decoder_layer_asks_the_last_encoder_output(src, padding):
+    model = Transformer(V, **SIZES).double().eval()
+    memory = model.encode(src, padding)
+    keys = [k for k, _ in model.init_state(memory).memory_keys_values]
+    for layer, seen in zip(model.decoder_layers, keys, strict=True):
+        torch.testing.assert_close(seen, layer.cross_attn.keys_values(memory.output)[0])
+    assert not torch.allclose(keys[0], keys[1])  # one memory, each layer's own projection

@@ -1,0 +1,52 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from litseq.losses import token_loss
+
+B, T, V = 2, 5, 23
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def labels():
+    labels = torch.randint(V, (B, T))
+    labels[1, 3:] = -100
+    return labels
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.5])
+def test_equals_torch(logits, labels, label_smoothing):
+    loss, nll, num_tokens = token_loss(logits, labels, label_smoothing=label_smoothing)
+    expected = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing, reduction="sum"
+    )
+    torch.testing.assert_close(loss, expected)
+    plain = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    torch.testing.assert_close(nll, plain.detach())
+    assert num_tokens.item() == 8
+    ours = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, logits)[0])
+
+
+def test_half_precision_is_summed_in_float32(labels):
+    logits = torch.randn(B, T, V, dtype=torch.bfloat16)
+    loss, nll, _ = token_loss(logits, labels, label_smoothing=0.1)
+    assert loss.dtype == nll.dtype == torch.float32
+    torch.testing.assert_close(loss, token_loss(logits.float(), labels, label_smoothing=0.1).loss)
+
+
+def test_padding_has_no_gradient(logits, labels):
+    token_loss(logits, labels, label_smoothing=0.1).loss.backward()
+    assert (logits.grad[labels == -100] == 0).all()
+    assert (logits.grad[labels != -100] != 0).all()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_refuses_smoothing_out_of_range(logits, labels, value):
+    with pytest.raises(ValueError, match=f"got {value}"):
+        token_loss(logits, labels, label_smoothing=value)
