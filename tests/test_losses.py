@@ -50,3 +50,18 @@ def test_padding_has_no_gradient(logits, labels):
 def test_refuses_smoothing_out_of_range(logits, labels, value):
     with pytest.raises(ValueError, match=f"got {value}"):
         token_loss(logits, labels, label_smoothing=value)
+
+
+def test_pieces_add_up(logits, labels, monkeypatch):
+    whole = token_loss(logits, labels, label_smoothing=0.1)
+    expected = torch.autograd.grad(whole.loss, logits)[0]
+    monkeypatch.setattr("litseq.losses._PIECE", 3 * V)  # ten rows in pieces of three
+    pieces = token_loss(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(pieces, whole)
+    torch.testing.assert_close(torch.autograd.grad(pieces.loss, logits)[0], expected)
+
+
+def test_gradient_is_the_derivative(logits, labels):
+    assert torch.autograd.gradcheck(
+        lambda z: token_loss(z, labels, label_smoothing=0.1).loss, (logits,)
+    )

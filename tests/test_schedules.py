@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def test_base_model_peaks_at_seven_ten_thousandths():
 def test_decays_to_zero_at_the_end(schedule):
     seen = rates(schedule, lr=2.0, warmup_steps=10, total_steps=50, num_steps=60)
     assert seen[9] == pytest.approx(2.0)
-    assert all(before > after for before, after in zip(seen[9:49], seen[10:50], strict=True))
+    assert all(before > after for before, after in pairwise(seen[9:50]))
     assert seen[49] == pytest.approx(0.0, abs=1e-12)
     assert seen[29] == pytest.approx(1.0)  # both are at one half in the middle
     assert max(seen[50:]) == pytest.approx(0.0, abs=1e-12)

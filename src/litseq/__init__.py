@@ -1,3 +1,68 @@
-"""Sequence-to-sequence learning inside PyTorch Lightning."""
+"""Sequence-to-sequence learning inside PyTorch Lightning.
+
+The public names, each loaded when it is first asked for: ``import litseq`` itself is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
+    from litseq.callbacks import TokenThroughput, TranslationSamples, TranslationWriter
+    from litseq.data import TokenBucketLoader, TranslationDataModule, TranslationTokenizer
+    from litseq.decoding import SearchOptions, beam_search, generate, greedy_search, sample_search
+    from litseq.losses import token_loss
+    from litseq.metrics import corpus_scores
+    from litseq.models import Rnn, RnnAttention, Seq2SeqModel, Transformer
+    from litseq.schedules import scheduler
+    from litseq.task import Seq2Seq
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "architectures": ("RnnAttentionSeq2Seq", "RnnSeq2Seq", "TransformerSeq2Seq"),
+    "callbacks": ("TokenThroughput", "TranslationSamples", "TranslationWriter"),
+    "data": ("TokenBucketLoader", "TranslationDataModule", "TranslationTokenizer"),
+    "decoding": ("SearchOptions", "beam_search", "generate", "greedy_search", "sample_search"),
+    "losses": ("token_loss",),
+    "metrics": ("corpus_scores",),
+    "models": ("Rnn", "RnnAttention", "Seq2SeqModel", "Transformer"),
+    "schedules": ("scheduler",),
+    "task": ("Seq2Seq",),
+}
+_HOME = {name: f"litseq.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Rnn",
+    "RnnAttention",
+    "RnnAttentionSeq2Seq",
+    "RnnSeq2Seq",
+    "SearchOptions",
+    "Seq2Seq",
+    "Seq2SeqModel",
+    "TokenBucketLoader",
+    "TokenThroughput",
+    "Transformer",
+    "TransformerSeq2Seq",
+    "TranslationDataModule",
+    "TranslationSamples",
+    "TranslationTokenizer",
+    "TranslationWriter",
+    "beam_search",
+    "corpus_scores",
+    "generate",
+    "greedy_search",
+    "sample_search",
+    "scheduler",
+    "token_loss",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    if name not in _HOME:
+        raise AttributeError(f"module 'litseq' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,13 +51,69 @@ def token_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) 
             f"label_smoothing must be at least 0 and below 1, got {label_smoothing}; the paper's "
             f"value is 0.1."
         )
-    labelled = labels != IGNORE
-    logits, labels = logits[labelled], labels[labelled]  # (N, V), (N,)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_normalizer = logits.logsumexp(-1)  # (N,)
-    nll = (log_normalizer - logits.gather(-1, labels[:, None])[:, 0]).sum()
-    loss = nll
-    if label_smoothing:
-        uniform = (log_normalizer - logits.mean(-1)).sum()
-        loss = (1.0 - label_smoothing) * nll + label_smoothing * uniform
-    return TokenLoss(loss, nll.detach(), labelled.sum())
+    loss, nll = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits.flatten(0, -2), labels.flatten(), label_smoothing
+    )
+    return TokenLoss(loss, nll, (labels != IGNORE).sum())
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sums label-smoothed cross-entropy a few rows at a time.
+
+    The logits are by far the largest tensor of a training step. Autograd over logsumexp, gather and
+    mean passes over them a dozen times and keeps copies; here they are read once forward and once
+    backward, in pieces that stay in the processor's cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch keeps it opaque
+        logits: Tensor,
+        labels: Tensor,
+        label_smoothing: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the sums of loss and of nll, from logits (N, V) and labels (N,)."""
+        ctx.save_for_backward(logits, labels)
+        ctx.label_smoothing = label_smoothing
+        nll, uniform = [], []
+        for z, y, keep in _pieces(logits, labels):
+            log_probs = z.log_softmax(-1, dtype=_compute_dtype(z))
+            nll.append(-(log_probs.gather(-1, y)[:, 0] * keep).sum())
+            uniform.append(-(log_probs.mean(-1) * keep).sum())
+        nll_sum, uniform_sum = torch.stack(nll).sum(), torch.stack(uniform).sum()
+        ctx.mark_non_differentiable(nll_sum)
+        return (1.0 - label_smoothing) * nll_sum + label_smoothing * uniform_sum, nll_sum
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad_loss: Tensor,
+        _: Tensor,
+    ) -> tuple[Tensor, None, None]:
+        """Returns probabilities minus the smoothed target distribution, (N, V)."""
+        logits, labels = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for z, y, keep, out in _pieces(logits, labels, grad):
+            probs = z.softmax(-1, dtype=_compute_dtype(z))
+            probs -= ctx.label_smoothing / z.size(-1)
+            probs.scatter_add_(-1, y, probs.new_full((), ctx.label_smoothing - 1.0).expand_as(y))
+            torch.mul(probs, (keep * grad_loss)[:, None].to(probs.dtype), out=probs)
+            out.copy_(probs)
+        return grad, None, None
+
+
+def _pieces(logits: Tensor, labels: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Splits rows into pieces of a few megabytes: logits, labels to gather, which ones count."""
+    rows = max(1, _PIECE // logits.size(-1))
+    keep = labels != IGNORE
+    columns = labels.masked_fill(~keep, 0)[:, None]
+    for start in range(0, len(labels), rows):
+        yield tuple(tensor[start : start + rows] for tensor in (logits, columns, keep, *more))
+
+
+_PIECE = 2**22
+"""Elements of a piece; large enough to keep a GPU busy, small enough for a processor's cache."""
+
+
+def _compute_dtype(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 from typing_extensions import NotRequired, Self
 
@@ -120,3 +121,11 @@ class Translation:
     def text(self) -> str:
         """The best hypothesis."""
         return self.hypotheses[0].text
+
+    def to(self, device: torch.device | str) -> Self:
+        """Itself: it holds no tensor.
+
+        ``trainer.predict`` moves what ``predict_step`` returned to the CPU, and Lightning refuses
+        frozen dataclasses there unless they know how to move themselves.
+        """
+        return self

@@ -53,7 +53,7 @@ def make_embeddings(
     if share and src_vocab_size != vocab_size:
         raise ValueError(
             f"share_embeddings needs one vocabulary for both sides, got {src_vocab_size} source "
-            f"and {vocab_size} target ids; train a shared tokenizer or set share_embeddings to false."
+            f"and {vocab_size} target ids; share the tokenizer or set share_embeddings to false."
         )
     tgt_embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=pad_id)
     src_embedding = tgt_embedding if share else nn.Embedding(src_vocab_size, embedding_dim, pad_id)

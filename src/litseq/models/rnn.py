@@ -51,9 +51,8 @@ def reverse_tokens(src: Tensor, src_key_padding_mask: Tensor) -> Tensor:
     Source: Sutskever et al. (2014), section 3.3, https://arxiv.org/abs/1409.3215.
     """
     position = torch.arange(src.size(1), device=src.device)
-    mirrored = (
-        (~src_key_padding_mask).sum(dim=1, keepdim=True) - 1 - position
-    )  # (B, S), < 0: padding
+    lengths = (~src_key_padding_mask).sum(dim=1, keepdim=True)  # (B, 1)
+    mirrored = lengths - 1 - position  # (B, S), negative at padding
     return src.gather(1, torch.where(mirrored < 0, position, mirrored))
 
 
@@ -79,8 +78,8 @@ class Rnn(Seq2SeqModel):
         dropout: Probability of a zero in embeddings, between recurrent layers and before the
             projection.
         share_embeddings: One embedding table for source and target; needs one vocabulary.
-        tie_output: The target embedding is also the output projection; needs embedding_dim =
-            hidden_size.
+        tie_output: The target embedding is also the output projection; needs embeddings of size
+            ``hidden_size``.
         context_at_every_step: The decoder sees the context vector at every step, not at its start
             alone.
         reverse_source: The encoder reads the source from its last token to its first.
@@ -173,8 +172,7 @@ class Rnn(Seq2SeqModel):
 
     def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
         """Scores every next token of a given target, int64 (B, T); logits, float (B, T, V)."""
-        logits, _ = self._run(tgt_in, self.init_state(memory))
-        return logits
+        return self._run(tgt_in, self.init_state(memory))[0]
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, RnnState]:
         """Reads one more token, int64 (B,), and scores the next; logits, float (B, V)."""

@@ -30,7 +30,7 @@ class RnnAttentionState(DecoderState):
 
     Attributes:
         hidden: One float (B, L, H) for a GRU or tanh cell, two for an LSTM (hidden, cell).
-        keys: Encoder states prepared for scoring, once per source, float (B, S, A).
+        keys: Encoder states prepared for scoring, once per source, float (B, S, H).
         values: Encoder states, float (B, S, D).
         key_padding_mask: bool (B, S); True = padding.
         feed: The last attentional vector, float (B, 1, H), zero at the start; None without input
@@ -44,20 +44,25 @@ class RnnAttentionState(DecoderState):
     feed: Tensor | None = None
 
 
+# What some steps of the decoder give: vectors to project to the vocabulary, float (B, T, H),
+# attention weights, float (B, T, S), and the state after the last step.
+Steps = tuple[Tensor, Tensor, RnnAttentionState]
+
+
 class RnnAttention(Seq2SeqModel):
-    """A recurrent encoder all of whose states are kept, and a decoder that attends to them at each step.
+    """A recurrent encoder that keeps every state, and a decoder that attends to them at each step.
 
     The score function chooses the paper:
 
-    - ``additive``: Bahdanau et al. (2015). The decoder's previous state asks, and the context
-      vector enters the recurrence together with the input token: c_t = attend(s_{t-1}), s_t =
-      f([y_t; c_t], s_{t-1}). The output is computed from state, context and input token; the
-      paper's maxout is a tanh layer here.
+    - ``additive``: Bahdanau et al. (2015). The query is the decoder's previous state, and the
+      context vector enters the recurrence together with the input token: c_t = attend(s_{t-1}),
+      s_t = f([y_t; c_t], s_{t-1}). The output is computed from context, state and input token;
+      the paper's maxout is a tanh layer here.
     - ``dot``, ``general``, ``concat``: Luong et al. (2015), global attention. The decoder runs
-      first, then its state asks: s_t = f(y_t, s_{t-1}), c_t = attend(s_t), h_t = tanh(W_c [c_t;
-      s_t]), and h_t is projected to the vocabulary. With ``input_feeding`` the previous h_{t-1} is
-      a part of the decoder's input. Without it nothing of the attention enters the recurrence, so
-      all steps run and attend at once: the fastest.
+      first, and its new state is the query: s_t = f(y_t, s_{t-1}), c_t = attend(s_t),
+      h_t = tanh(W_c [c_t; s_t]); h_t is projected to the vocabulary. With ``input_feeding`` the
+      previous h_{t-1} is a part of the decoder's input. Without it nothing of the attention enters
+      the recurrence, so all steps run and attend at once: the fastest.
 
     Args:
         vocab_size: Number of target ids.
@@ -66,7 +71,8 @@ class RnnAttention(Seq2SeqModel):
         embedding_dim: Size of the token embeddings on both sides.
         hidden_size: Size of a recurrent state, of each direction in a bidirectional encoder, and of
             the layer inside of the additive and concat scores.
-        num_layers: Number of recurrent layers in encoder and in decoder; the last one asks.
+        num_layers: Number of recurrent layers in encoder and in decoder; the last one's state is
+            the query.
         rnn_type: The cell: ``gru``, ``lstm`` or ``tanh``.
         bidirectional: The encoder reads in both directions; a linear layer and tanh make the
             decoder's first state of both final states.
@@ -76,8 +82,8 @@ class RnnAttention(Seq2SeqModel):
         dropout: Probability of a zero in embeddings, between recurrent layers and before the
             projection.
         share_embeddings: One embedding table for source and target; needs one vocabulary.
-        tie_output: The target embedding is also the output projection; needs embedding_dim =
-            hidden_size.
+        tie_output: The target embedding is also the output projection; needs embeddings of size
+            ``hidden_size``.
 
     Raises:
         ValueError: If a size, the dropout or a name is not possible, or if options exclude each
@@ -107,7 +113,7 @@ class RnnAttention(Seq2SeqModel):
         super().__init__()
         if score == "additive" and input_feeding:
             raise ValueError(
-                "input_feeding belongs to the scores dot, general and concat, got score='additive', "
+                "input_feeding belongs to the scores dot, general and concat, got 'additive', "
                 "whose context enters the recurrence anyway; set input_feeding to false."
             )
         self.input_feeding = input_feeding
@@ -173,8 +179,7 @@ class RnnAttention(Seq2SeqModel):
 
     def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
         """Scores every next token of a given target, int64 (B, T); logits, float (B, T, V)."""
-        read, _, _ = self._run(tgt_in, self.init_state(memory))
-        return self.output(self.dropout(read))
+        return self._run(tgt_in, self.init_state(memory))[0]
 
     def attention(self, tgt_in: Tensor, memory: Memory) -> Tensor:
         """Gives the weights with which each output of ``decode`` looks at the source.
@@ -187,77 +192,54 @@ class RnnAttention(Seq2SeqModel):
             Float (B, T, S); each row sums to 1 and is exactly 0 at padding. Row t belongs to the
             token that is predicted after ``tgt_in[:, t]``.
         """
-        _, _, weights = self._run(tgt_in, self.init_state(memory), need_weights=True)
-        assert weights is not None
-        return weights
+        return self._recur(tgt_in, self.init_state(memory))[1]
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, RnnAttentionState]:
         """Reads one more token, int64 (B,), and scores the next; logits, float (B, V)."""
         assert isinstance(state, RnnAttentionState)
-        read, state, _ = self._run(token[:, None], state)
-        return self.output(self.dropout(read[:, 0])), state
+        logits, state = self._run(token[:, None], state)
+        return logits[:, 0], state
 
-    def _run(
-        self, tgt_in: Tensor, state: RnnAttentionState, *, need_weights: bool = False
-    ) -> tuple[Tensor, RnnAttentionState, Tensor | None]:
-        """Reads tokens (B, T): what to project (B, T, H), the state after, weights (B, T, S)."""
+    def _run(self, tgt_in: Tensor, state: RnnAttentionState) -> tuple[Tensor, RnnAttentionState]:
+        readout, _, state = self._recur(tgt_in, state)
+        return self.output(self.dropout(readout)), state
+
+    def _recur(self, tgt_in: Tensor, state: RnnAttentionState) -> Steps:
         embedded = self.dropout(self.tgt_embedding(tgt_in))  # (B, T, E)
         if self.attend.score == "additive":
-            return self._run_bahdanau(embedded, state, need_weights=need_weights)
+            return self._bahdanau(embedded, state)
         if self.input_feeding:
-            return self._run_fed(embedded, state, need_weights=need_weights)
-        return self._run_luong(embedded, state, need_weights=need_weights)
+            return self._input_feeding(embedded, state)
+        return self._luong(embedded, state)
 
-    def _run_luong(
-        self, embedded: Tensor, state: RnnAttentionState, *, need_weights: bool
-    ) -> tuple[Tensor, RnnAttentionState, Tensor | None]:
-        hidden, final = run_rnn(self.decoder, embedded, state.hidden)  # (B, T, H)
-        context, weights = self._look(hidden, state, need_weights=need_weights)  # (B, T, D)
-        read = torch.tanh(self.readout(torch.cat([context, hidden], dim=-1)))  # (B, T, H)
-        return read, replace(state, hidden=final), weights
+    def _luong(self, inputs: Tensor, state: RnnAttentionState) -> Steps:
+        hidden, final = run_rnn(self.decoder, inputs, state.hidden)  # (B, T, H)
+        context, weights = self.attend(hidden, state.keys, state.values, state.key_padding_mask)
+        readout = torch.tanh(self.readout(torch.cat([context, hidden], dim=-1)))  # (B, T, H)
+        return readout, weights, replace(state, hidden=final)
 
-    def _run_fed(
-        self, embedded: Tensor, state: RnnAttentionState, *, need_weights: bool
-    ) -> tuple[Tensor, RnnAttentionState, Tensor | None]:
-        reads, weights = [], []
-        for token in embedded.split(1, dim=1):  # (B, 1, E)
+    def _input_feeding(self, embedded: Tensor, state: RnnAttentionState) -> Steps:
+        readouts, weights = [], []
+        for token in torch.split(embedded, 1, dim=1):  # (B, 1, E)
             assert state.feed is not None
-            inputs = torch.cat([token, state.feed], dim=-1)
-            read, state, weight = self._run_luong(inputs, state, need_weights=need_weights)
-            state = replace(state, feed=read)
-            reads.append(read)
+            inputs = torch.cat([token, state.feed], dim=-1)  # (B, 1, E + H)
+            readout, weight, state = self._luong(inputs, state)
+            state = replace(state, feed=readout)
+            readouts.append(readout)
             weights.append(weight)
-        return torch.cat(reads, dim=1), state, _join(weights)
+        return torch.cat(readouts, dim=1), torch.cat(weights, dim=1), state
 
-    def _run_bahdanau(
-        self, embedded: Tensor, state: RnnAttentionState, *, need_weights: bool
-    ) -> tuple[Tensor, RnnAttentionState, Tensor | None]:
-        hiddens, contexts, weights = [], [], []
+    def _bahdanau(self, embedded: Tensor, state: RnnAttentionState) -> Steps:
+        contexts, outputs, weights = [], [], []
         hidden = state.hidden
-        for token in embedded.split(1, dim=1):  # (B, 1, E)
+        for token in torch.split(embedded, 1, dim=1):  # (B, 1, E)
             query = hidden[0][:, -1:]  # (B, 1, H), the previous state
-            context, weight = self._look(query, state, need_weights=need_weights)  # (B, 1, D)
+            context, weight = self.attend(query, state.keys, state.values, state.key_padding_mask)
             output, hidden = run_rnn(self.decoder, torch.cat([token, context], dim=-1), hidden)
-            hiddens.append(output)
-            contexts.append(context)
-            weights.append(weight)
-        # Nothing of the output enters the recurrence: one product for all steps.
-        parts = [torch.cat(contexts, dim=1), torch.cat(hiddens, dim=1), embedded]
-        read = torch.tanh(self.readout(torch.cat(parts, dim=-1)))  # (B, T, H)
-        return read, replace(state, hidden=hidden), _join(weights)
-
-    def _look(
-        self, query: Tensor, state: RnnAttentionState, *, need_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        context: Tensor
-        weights: Tensor | None
-        context, weights = self.attend(
-            query, state.keys, state.values, state.key_padding_mask, need_weights=need_weights
-        )
-        return context, weights
-
-
-def _join(weights: list[Tensor | None]) -> Tensor | None:
-    """Joins the weights of single steps, each (B, 1, S), to (B, T, S); None where not asked for."""
-    kept = [weight for weight in weights if weight is not None]
-    return torch.cat(kept, dim=1) if kept else None
+            contexts.append(context)  # (B, 1, D)
+            outputs.append(output)  # (B, 1, H)
+            weights.append(weight)  # (B, 1, S)
+        # The output does not enter the recurrence, so it is computed for all steps at once.
+        parts = [torch.cat(contexts, dim=1), torch.cat(outputs, dim=1), embedded]
+        readout = torch.tanh(self.readout(torch.cat(parts, dim=-1)))  # (B, T, H)
+        return readout, torch.cat(weights, dim=1), replace(state, hidden=hidden)

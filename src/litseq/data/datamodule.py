@@ -1,0 +1,384 @@
+"""The DataModule: from files, the Hub or the demo to batches for any sequence-to-sequence model."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+
+from litseq.data.buckets import TokenBucketLoader
+from litseq.data.corpora import default_cache_dir
+from litseq.data.encoding import EncodedSplit, SubwordSampling
+from litseq.data.filters import FilterReport, duplicate_rows, filter_pairs
+from litseq.data.prepare import SPLITS, Preparation, Prepared, Split
+from litseq.data.tokenizer import ModelType, Normalization, TranslationTokenizer
+
+__all__ = ["TranslationDataModule"]
+
+_log = logging.getLogger(__name__)
+
+_STAGES: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+
+class TranslationDataModule(L.LightningDataModule):
+    """Parallel text as length-bucketed batches of token ids.
+
+    Data come from one of three places. Files: ``train``, ``val`` and ``test`` name them. The Hub:
+    ``dataset`` names the dataset, and ``train``, ``val`` and ``test`` its splits. The built-in demo:
+    nothing is named. A file is the prefix of a text pair (``data/train`` for ``data/train.en`` and
+    ``data/train.de``), or a ``.tsv``, ``.jsonl`` or ``.parquet`` file; each also with ``.gz``.
+
+    ``prepare_data`` reads, trains the tokenizer on the training split and encodes, once for the
+    same inputs; ``setup`` maps the results into memory. Both work without a Trainer.
+
+    Args:
+        src_lang: Source language: file name suffix, column name or ``translation`` key.
+        tgt_lang: Target language, likewise.
+        dataset: Dataset on the Hub, or ``demo``. Default: the demo where no files are given.
+        dataset_config: Configuration of the Hub dataset, such as ``de-en``.
+        train: File or files to train on; with ``dataset``, its split.
+        val: File or files for validation; with ``dataset``, its split.
+        test: File or files for the test; with ``dataset``, its split.
+        predict: File or files to translate, source side alone. Default: the sources of ``test``.
+        src_column: Column or key of the source text, dotted if nested. Default: looked up.
+        tgt_column: Column or key of the target text. Default: looked up.
+        val_size: Pairs cut from ``train`` where ``val`` is not given: a number, or a share.
+        test_size: Pairs cut from ``train`` where ``test`` is not given: a number, or a share.
+        tokenizer: Folder, SentencePiece ``.model`` or litseq ``.ckpt`` to take the tokenizer from.
+            Default: one is trained, on the training split alone.
+        vocab_size: Pieces of the vocabulary (of each, if not shared) that is trained.
+        model_type: How the trained tokenizer cuts words.
+        shared_vocab: Whether both languages share one vocabulary.
+        character_coverage: Share of the text's characters that get a piece of their own.
+        byte_fallback: Whether characters without a piece are spelled in bytes, not unknown.
+        user_symbols: Texts that are always one piece, such as language tags.
+        normalization: What the trained tokenizer does to texts before it cuts them. With
+            ``identity`` alone can an output hold full-width punctuation or no-break spaces.
+        subword_sampling: Randomness of cutting training texts anew in each epoch: dropout
+            probability for ``bpe`` (0.1 is usual), exponent for ``unigram``; 0: none. Sampled cuts
+            are longer and may exceed ``max_tokens`` a little.
+        sampling_nbest: Candidates of ``unigram`` sampling; -1: all.
+        max_src_len: Source tokens at most, end symbol counted. Longer training pairs are dropped;
+            in evaluation longer sources are cut.
+        max_tgt_len: Target tokens at most, likewise.
+        max_length_ratio: Longer over shorter side of a training pair at most, in tokens.
+            Default: any.
+        max_chars: Characters of a text that are read at most; longer training pairs are dropped.
+        drop_duplicates: Whether a training pair that repeats an earlier one is dropped.
+        max_tokens: Padded tokens per batch and device: sentences times the longest of either side.
+        max_sentences: Sentences per batch and device at most. Default: no limit.
+        eval_max_tokens: ``max_tokens`` of evaluation and prediction. Default: ``max_tokens``.
+        num_workers: Processes that load batches beside the training process.
+        num_proc: Processes that encode texts. Default: chosen by size and machine.
+        seed: Seed of batches, of ``val_size`` and ``test_size``, and of subword sampling.
+        cache_dir: Where prepared data are kept. Default: ``litseq`` in the cache of Hugging Face
+            datasets.
+
+    Raises:
+        ValueError: If arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        src_lang: str = "en",
+        tgt_lang: str = "zh",
+        *,
+        dataset: str | None = None,
+        dataset_config: str | None = None,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
+        src_column: str | None = None,
+        tgt_column: str | None = None,
+        val_size: int | float = 0,
+        test_size: int | float = 0,
+        tokenizer: str | None = None,
+        vocab_size: int = 8000,
+        model_type: ModelType = "bpe",
+        shared_vocab: bool = True,
+        character_coverage: float = 1.0,
+        byte_fallback: bool = False,
+        user_symbols: list[str] | None = None,
+        normalization: Normalization = "identity",
+        subword_sampling: float = 0.0,
+        sampling_nbest: int = -1,
+        max_src_len: int = 256,
+        max_tgt_len: int = 256,
+        max_length_ratio: float | None = None,
+        max_chars: int = 5000,
+        drop_duplicates: bool = False,
+        max_tokens: int = 4096,
+        max_sentences: int | None = None,
+        eval_max_tokens: int | None = None,
+        num_workers: int = 0,
+        num_proc: int | None = None,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        # The module's hyperparameters go to the logger, where an equal name with another value
+        # would be an error.
+        self.save_hyperparameters(logger=False)
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        for name, lang in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
+            if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", lang):
+                raise ValueError(f"{name} must be letters, digits, '.', '_' or '-', got {lang!r}.")
+        self._preparation = Preparation(
+            src_lang=src_lang,
+            tgt_lang=tgt_lang,
+            dataset=dataset,
+            dataset_config=dataset_config,
+            train=train,
+            val=val,
+            test=test,
+            predict=predict,
+            src_column=src_column,
+            tgt_column=tgt_column,
+            val_size=val_size,
+            test_size=test_size,
+            seed=seed,
+            tokenizer=tokenizer,
+            tokenizer_options={
+                "vocab_size": vocab_size,
+                "model_type": model_type,
+                "shared": shared_vocab,
+                "character_coverage": character_coverage,
+                "byte_fallback": byte_fallback,
+                "user_symbols": list(user_symbols or ()),
+                "normalization": normalization,
+            },
+            max_chars=max_chars,
+            num_proc=num_proc,
+            cache_dir=Path(cache_dir) if cache_dir else default_cache_dir(),
+        )
+        self._subword_sampling = subword_sampling
+        self._sampling_nbest = sampling_nbest
+        self._max_src_len = max_src_len
+        self._max_tgt_len = max_tgt_len
+        self._max_length_ratio = max_length_ratio
+        self._max_chars = max_chars
+        self._drop_duplicates = drop_duplicates
+        self._max_tokens = max_tokens
+        self._max_sentences = max_sentences
+        self._eval_max_tokens = max_tokens if eval_max_tokens is None else eval_max_tokens
+        self._num_workers = num_workers
+        self._seed = seed
+        self._tokenizer: TranslationTokenizer | None = None
+        self._splits: dict[str, EncodedSplit] = {}
+        self._train_ids: NDArray[np.int64] | None = None
+        self._expected: Mapping[str, Any] = {}
+
+    @property
+    def tokenizer(self) -> TranslationTokenizer:
+        """The tokenizer; there after ``setup``."""
+        if self._tokenizer is None:
+            raise RuntimeError("there is no tokenizer yet; call prepare_data() and setup() first.")
+        return self._tokenizer
+
+    def texts(self, split: str, ids: Sequence[int]) -> tuple[list[str], list[str] | None]:
+        """Raw texts, as they stand in the data.
+
+        Args:
+            split: ``train``, ``val``, ``test`` or ``predict``.
+            ids: The examples' numbers in that split, as ``batch["id"]`` holds them.
+
+        Returns:
+            Sources and references; None where there are no references.
+        """
+        return self._split(split).texts([int(i) for i in ids])
+
+    def describe(self) -> str:
+        """The training data and their batches in one line."""
+        loader, tokenizer = self.train_dataloader(), self.tokenizer
+        vocabulary = f"{tokenizer.src_vocab_size:,} shared"
+        if not tokenizer.shared:
+            vocabulary = f"{tokenizer.src_vocab_size:,} source, {tokenizer.tgt_vocab_size:,} target"
+        src, tgt = loader.efficiency()
+        return (
+            f"{tokenizer.src_lang}-{tokenizer.tgt_lang}: {loader.num_examples:,} training pairs, "
+            f"{loader.num_tokens[0]:,} source and {loader.num_tokens[1]:,} target tokens, vocabulary "
+            f"{vocabulary}; {len(loader):,} batches per epoch and device, each of at most "
+            f"max_tokens={self._max_tokens:,} padded tokens, {src:.1%} of them real in the source and "
+            f"{tgt:.1%} in the target."
+        )
+
+    def prepare_data(self) -> None:
+        """Reads, trains the tokenizer, encodes; what is in the cache is not made again."""
+        fn = None if self.trainer is None else self.trainer.state.fn
+        wanted = set(_STAGES.get(fn or "", SPLITS))
+        if fn == "fit":
+            wanted.add("test")  # a missing file shows now, not after the training
+        self._preparation.run(wanted)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Maps the prepared data of a stage into memory; on every rank.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``; None: whatever there is.
+
+        Raises:
+            FileNotFoundError: If ``prepare_data`` has not run.
+            ValueError: If no training pair passes the filters.
+        """
+        prepared = self._preparation.find()
+        if self._tokenizer is None:
+            self._tokenizer = self._preparation.load_tokenizer(prepared)
+            self._check_tokenizer()
+        for split in SPLITS if stage is None else _STAGES[stage]:
+            if split in prepared.tokens and split not in self._splits:
+                self._splits[split] = self._open_split(split, prepared)
+                self._filter_train() if split == "train" else self._report_evaluation(split)
+        if stage == "fit":
+            _say(logging.INFO, self.describe())
+
+    def train_dataloader(self) -> TokenBucketLoader:
+        """Batches of the filtered training pairs, drawn anew in each epoch."""
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        return self._loader("train", shuffle=not overfit)
+
+    def val_dataloader(self) -> TokenBucketLoader | list[TokenBucketLoader]:
+        """Every validation pair exactly once; no loader where there are no validation data."""
+        return self._loader("val") if "val" in self._splits else []
+
+    def test_dataloader(self) -> TokenBucketLoader:
+        """Every test pair exactly once."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> TokenBucketLoader:
+        """Every source to translate exactly once, without ``labels``."""
+        return self._loader("predict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs so as to refuse another tokenizer."""
+        if self._tokenizer is None:
+            return {}
+        return {
+            "tokenizer": self._tokenizer.fingerprint,
+            "src_vocab_size": self._tokenizer.src_vocab_size,
+            "tgt_vocab_size": self._tokenizer.tgt_vocab_size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to go on with another tokenizer than the checkpoint's.
+
+        Args:
+            state_dict: What ``state_dict`` returned when the checkpoint was written.
+
+        Raises:
+            ValueError: If the tokenizers differ; at the latest in ``setup``.
+        """
+        self._expected = dict(state_dict)
+        if self._tokenizer is not None:
+            self._check_tokenizer()
+
+    def _check_tokenizer(self) -> None:
+        now, then = self.state_dict(), self._expected
+        if then and then["tokenizer"] != now["tokenizer"]:
+            raise ValueError(
+                f"the data's tokenizer {now['tokenizer'][:12]} (vocabulary {now['src_vocab_size']}, "
+                f"{now['tgt_vocab_size']}) is not the checkpoint's {then['tokenizer'][:12]} "
+                f"(vocabulary {then['src_vocab_size']}, {then['tgt_vocab_size']}); set "
+                f"data.tokenizer to the checkpoint's path."
+            )
+
+    def _split(self, split: str) -> EncodedSplit:
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        if split not in self._splits:
+            source = "predict or test" if split == "predict" else split
+            raise RuntimeError(
+                f"there are no {split} data: give {source}, and call prepare_data() and setup()."
+            )
+        return self._splits[split]
+
+    def _open_split(self, split: Split, prepared: Prepared) -> EncodedSplit:
+        texts, tokens = self._preparation.folders(prepared, split)
+        sampling = None
+        if split == "train" and self._subword_sampling > 0:
+            sampling = SubwordSampling(
+                tokenizer=self.tokenizer,
+                alpha=self._subword_sampling,
+                nbest_size=self._sampling_nbest,
+                seed=self._seed,
+                max_chars=self._max_chars,
+            )
+        return EncodedSplit(
+            texts,
+            tokens,
+            max_src_len=self._max_src_len,
+            max_tgt_len=self._max_tgt_len,
+            pad_id=self.tokenizer.pad_id,
+            with_target=split != "predict",
+            sampling=sampling,
+        )
+
+    def _filter_train(self) -> None:
+        data = self._splits["train"]
+        columns = {name: data.column(name) for name in ("src_chars", "tgt_chars")}
+        duplicate = None
+        if self._drop_duplicates:
+            duplicate = duplicate_rows(data.column("src_hash"), data.column("tgt_hash"))
+        self._train_ids, report = filter_pairs(
+            data.column("src_len"),
+            data.column("tgt_len"),
+            max_src_len=self._max_src_len,
+            max_tgt_len=self._max_tgt_len,
+            max_length_ratio=self._max_length_ratio,
+            num_chars=np.maximum(columns["src_chars"], columns["tgt_chars"]),
+            max_chars=self._max_chars,
+            duplicate=duplicate,
+        )
+        _say(logging.INFO, f"train: {report}")
+        if report.num_kept == 0:
+            raise ValueError(f"no training pair is left. train: {report}")
+
+    def _report_evaluation(self, split: Split) -> None:
+        data = self._splits[split]
+        notes = FilterReport(len(data), {})
+        _say(logging.INFO, f"{split}: {notes}")
+        cut = {
+            f"sources longer than {self._max_src_len} tokens cut": data.num_truncated("src"),
+        }
+        if data.with_target:
+            cut[f"targets longer than {self._max_tgt_len} tokens cut"] = data.num_truncated("tgt")
+        cut["empty sources"] = int(np.count_nonzero(data.column("src_len") < 2))
+        found = ", ".join(f"{n:,} {what}" for what, n in cut.items() if n)
+        if found:
+            _say(logging.WARNING, f"{split}: {found}.")
+
+    def _loader(self, split: Split, *, shuffle: bool = False) -> TokenBucketLoader:
+        data = self._split(split)
+        place = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return TokenBucketLoader(
+            data.load_batch,
+            data.lengths("src"),
+            data.lengths("tgt") if data.with_target else None,
+            ids=self._train_ids if split == "train" else None,
+            max_tokens=self._max_tokens if split == "train" else self._eval_max_tokens,
+            max_sentences=self._max_sentences,
+            shuffle=shuffle,
+            seed=self._seed,
+            num_workers=self._num_workers,
+            persistent_workers=True,
+            pin_memory=torch.cuda.is_available(),
+            world_size=None if place is None else place["num_replicas"],
+            rank=None if place is None else place["rank"],
+            data_fingerprint=data.fingerprint,
+        )
+
+
+@rank_zero_only  # type: ignore[untyped-decorator]
+def _say(level: int, message: str) -> None:
+    _log.log(level, "%s", message)

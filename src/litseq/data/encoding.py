@@ -1,0 +1,229 @@
+"""Texts to ids once, kept in Arrow files; and batches out of these."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from litseq.data.collate import collate
+from litseq.data.corpora import build_once, open_arrow
+from litseq.data.tokenizer import TranslationTokenizer
+from litseq.types import Batch
+
+__all__ = ["EncodedSplit", "SubwordSampling", "cache_tokens"]
+
+_FORMAT = 1  # part of every cache key: raise it when the same text gives other columns
+_ROWS_PER_PROCESS = 20_000  # below this a process costs more than it brings
+
+
+def cache_tokens(
+    texts: Path,
+    tokenizer: TranslationTokenizer,
+    *,
+    max_chars: int,
+    num_proc: int | None,
+    cache_dir: Path,
+    desc: str,
+) -> Path:
+    """Encodes a folder of texts into a folder of ids, in parallel and with a progress bar.
+
+    Args:
+        texts: What one of the functions in ``corpora`` returned.
+        tokenizer: Its fingerprint names the folder.
+        max_chars: Characters of a text that are encoded at most.
+        num_proc: Number of processes; None: what size and machine call for.
+        cache_dir: Where the folder is made.
+        desc: What the progress bar says.
+
+    Returns:
+        The folder; a row has ``src`` (ids with EOS), ``src_len``, ``src_chars``, ``src_hash`` and, where
+        there is a target, ``tgt`` and so on.
+    """
+    parts = f"{_FORMAT} {texts.name} {tokenizer.fingerprint} {max_chars}"
+    key = hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+    def build(draft: Path) -> None:
+        data = open_arrow(texts)
+        processes = num_proc or _choose_num_proc(len(data))
+        data.with_format("arrow").map(
+            _Encoder(tokenizer, max_chars),
+            batched=True,
+            remove_columns=data.column_names,
+            features=_features("target" in data.column_names),
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=str(draft / "tokens.arrow"),
+            new_fingerprint=key,
+            desc=desc,
+        )
+
+    return build_once(cache_dir / "tokens" / key, build)
+
+
+def _choose_num_proc(num_rows: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 1 + num_rows // _ROWS_PER_PROCESS)
+
+
+def _features(with_target: bool) -> datasets.Features:
+    features = {}
+    for side in ("src", "tgt") if with_target else ("src",):
+        features[side] = datasets.List(datasets.Value("int32"))
+        features[f"{side}_len"] = datasets.Value("int32")
+        features[f"{side}_chars"] = datasets.Value("int32")
+        features[f"{side}_hash"] = datasets.Value("int64")
+    return datasets.Features(features)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """What ``datasets.map`` calls; a class so that worker processes can be sent it."""
+
+    tokenizer: TranslationTokenizer
+    max_chars: int
+
+    def __call__(self, rows: Any) -> Any:  # noqa: ANN401 - a pyarrow.Table each
+        columns = self._encode("src", rows.column("source").to_pylist())
+        if "target" in rows.column_names:
+            columns |= self._encode("tgt", rows.column("target").to_pylist())
+        return pa.table(columns)
+
+    def _encode(self, side: str, texts: list[str]) -> dict[str, Any]:
+        tokenizer = self.tokenizer
+        encode = tokenizer.encode_source if side == "src" else tokenizer.encode_target
+        ids = encode([text[: self.max_chars] for text in texts])
+        return {
+            side: pa.array(ids, pa.list_(pa.int32())),
+            f"{side}_len": pa.array(map(len, ids), pa.int32()),
+            f"{side}_chars": pa.array(map(len, texts), pa.int32()),
+            f"{side}_hash": pa.array(map(_hash, texts), pa.int64()),
+        }
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+@dataclass(frozen=True)
+class SubwordSampling:
+    """How training texts are cut anew in each epoch; see ``TranslationTokenizer.sample_source``."""
+
+    tokenizer: TranslationTokenizer
+    alpha: float
+    nbest_size: int
+    seed: int
+    max_chars: int
+
+
+class EncodedSplit:
+    """One split: raw texts and ids, both memory-mapped, and the batches made of them.
+
+    Args:
+        texts: A folder of texts, as made in ``corpora``.
+        tokens: The folder that ``cache_tokens`` made of it.
+        max_src_len: Longer sources are cut to this many tokens, EOS kept at the end.
+        max_tgt_len: Longer targets likewise.
+        pad_id: Id that fills ``input_ids``.
+        with_target: Whether batches have ``labels``.
+        sampling: How to cut texts anew in each epoch; None: always as stored.
+    """
+
+    def __init__(
+        self,
+        texts: Path,
+        tokens: Path,
+        *,
+        max_src_len: int,
+        max_tgt_len: int,
+        pad_id: int,
+        with_target: bool = True,
+        sampling: SubwordSampling | None = None,
+    ) -> None:
+        self.fingerprint = tokens.name
+        self._texts = open_arrow(texts)
+        self._tokens = open_arrow(tokens)
+        self._arrow = self._tokens.with_format("arrow")
+        self._max_len = {"src": max_src_len, "tgt": max_tgt_len}
+        self._pad_id = pad_id
+        self._with_target = with_target and "tgt" in self._tokens.column_names
+        self._sampling = sampling
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def with_target(self) -> bool:
+        """Whether batches have ``labels``."""
+        return self._with_target
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A numeric column of the ids' folder, such as ``src_len`` or ``tgt_hash``, (N,)."""
+        values: NDArray[Any] = self._tokens.data.column(name).to_numpy()
+        return values
+
+    def lengths(self, side: str) -> NDArray[np.int64]:
+        """Token counts of ``src`` or ``tgt`` with EOS as batches have them, (N,)."""
+        stored = self.column(f"{side}_len").astype(np.int64)
+        return np.minimum(stored, self._max_len[side])
+
+    def num_truncated(self, side: str) -> int:
+        """How many sequences of ``src`` or ``tgt`` are cut."""
+        return int(np.count_nonzero(self.column(f"{side}_len") > self._max_len[side]))
+
+    def texts(self, ids: list[int]) -> tuple[list[str], list[str] | None]:
+        """Raw sources and, where there are any, raw targets."""
+        rows = self._texts[ids]
+        return list(rows["source"]), list(rows["target"]) if "target" in rows else None
+
+    def load_batch(self, ids: NDArray[np.int64], epoch: int) -> Batch:
+        """Makes the batch of some examples; ``epoch`` matters only to subword sampling."""
+        rows = self._arrow[ids.tolist()]
+        src = self._sequences(rows, "src")
+        tgt = self._sequences(rows, "tgt") if self._with_target else None
+        if self._sampling is not None:
+            self._resample(self._sampling, src, tgt, ids, epoch)
+        return collate(src, tgt, ids=ids, pad_id=self._pad_id)
+
+    def _sequences(self, rows: Any, side: str) -> list[NDArray[np.int32]]:  # noqa: ANN401
+        column = rows.column(side).combine_chunks()
+        values = column.flatten().to_numpy()
+        ends = np.cumsum(column.value_lengths().to_numpy())
+        sequences = np.split(values, ends[:-1])
+        limit = self._max_len[side]
+        return [_truncate(ids, limit) if len(ids) > limit else ids for ids in sequences]
+
+    def _resample(
+        self,
+        sampling: SubwordSampling,
+        src: list[NDArray[np.int32]],
+        tgt: list[NDArray[np.int32]] | None,
+        ids: NDArray[np.int64],
+        epoch: int,
+    ) -> None:
+        """Replaces sequences by random cuts of the same text, where these keep the limit."""
+        # Drawn from what the batch is, not from a running state, so that resuming changes nothing.
+        seed = int(np.random.SeedSequence([sampling.seed, epoch, int(ids[0])]).generate_state(1)[0])
+        sources, targets = self.texts(ids.tolist())
+        sides = [("src", src, sources, sampling.tokenizer.sample_source)]
+        if tgt is not None and targets is not None:
+            sides.append(("tgt", tgt, targets, sampling.tokenizer.sample_target))
+        for side, sequences, texts, sample in sides:
+            cuts = sample(
+                [text[: sampling.max_chars] for text in texts],
+                alpha=sampling.alpha,
+                nbest_size=sampling.nbest_size,
+                seed=seed,
+            )
+            for i, cut in enumerate(cuts):
+                if len(cut) <= self._max_len[side]:
+                    sequences[i] = np.array(cut, dtype=np.int32)
+
+
+def _truncate(ids: NDArray[np.int32], limit: int) -> NDArray[np.int32]:
+    return np.append(ids[: limit - 1], ids[-1])  # the last one is EOS

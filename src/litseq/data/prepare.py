@@ -1,0 +1,281 @@
+"""From what a user names to folders of texts, a tokenizer and ids, each made once and kept."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import sentencepiece
+
+from litseq.data import corpora
+from litseq.data.encoding import cache_tokens
+from litseq.data.tokenizer import TranslationTokenizer
+
+__all__ = ["SPLITS", "Preparation", "Prepared", "Split"]
+
+_log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test", "predict"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
+Files = str | list[str] | None
+
+_HUB_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+_MAX_TOKENIZER_PAIRS = 2_000_000  # more make SentencePiece slow and its vocabulary no better
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where the prepared data lie: names of folders below the cache.
+
+    Attributes:
+        tokenizer: Folder in ``tokenizers``.
+        texts: Folder in ``text`` for each split.
+        tokens: Folder in ``tokens`` for each split.
+    """
+
+    tokenizer: str
+    texts: dict[str, str]
+    tokens: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is to be prepared; the arguments are those of ``TranslationDataModule``.
+
+    Raises:
+        ValueError: If arguments contradict each other.
+    """
+
+    src_lang: str
+    tgt_lang: str
+    dataset: str | None
+    dataset_config: str | None
+    train: Files
+    val: Files
+    test: Files
+    predict: Files
+    src_column: str | None
+    tgt_column: str | None
+    val_size: int | float
+    test_size: int | float
+    seed: int
+    tokenizer: str | None
+    tokenizer_options: dict[str, Any]
+    max_chars: int
+    num_proc: int | None
+    cache_dir: Path
+
+    def __post_init__(self) -> None:
+        if self.is_demo and (
+            self.train or self.val or self.test or self.val_size or self.test_size
+        ):
+            raise ValueError(
+                "dataset='demo' brings its own train, val and test; leave these and their sizes out."
+            )
+        for split, files, size in (
+            ("val", self.val, self.val_size),
+            ("test", self.test, self.test_size),
+        ):
+            if files and size:
+                raise ValueError(f"give {split}={files!r} or {split}_size={size}, not both.")
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the built-in corpus is meant: by name, or because nothing else is named."""
+        names_data = self.train or self.val or self.test or (self.predict and self.tokenizer)
+        return self.dataset == "demo" or (self.dataset is None and not names_data)
+
+    def run(self, wanted: set[Split]) -> Prepared:
+        """Prepares splits, as far as there are data for them, and notes it where ``find`` looks.
+
+        Args:
+            wanted: The splits that will be used. Training data are also read if a tokenizer must be
+                trained.
+
+        Raises:
+            ValueError: If data are faulty, or there is nothing to train a tokenizer on.
+            FileNotFoundError: If a file is missing.
+        """
+        texts = {
+            split: folder
+            for split in SPLITS
+            if split in wanted and (folder := self._cache_texts(split)) is not None
+        }
+        tokenizer_folder = self._cache_tokenizer()
+        tokenizer = TranslationTokenizer.load(tokenizer_folder)
+        tokens = {
+            split: cache_tokens(
+                folder,
+                tokenizer,
+                max_chars=self.max_chars,
+                num_proc=self.num_proc,
+                cache_dir=self.cache_dir,
+                desc=f"Encoding {split}",
+            )
+            for split, folder in texts.items()
+        }
+        prepared = Prepared(
+            tokenizer=tokenizer_folder.name,
+            texts={split: folder.name for split, folder in texts.items()},
+            tokens={split: folder.name for split, folder in tokens.items()},
+        )
+        self._write(prepared)
+        return prepared
+
+    def find(self) -> Prepared:
+        """Reads what ``run`` noted, in this process or another.
+
+        Raises:
+            FileNotFoundError: If nothing was prepared with these arguments.
+        """
+        try:
+            return Prepared(**json.loads(self._note.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"the data are not prepared in {self.cache_dir}; call prepare_data() first."
+            ) from None
+
+    def folders(self, prepared: Prepared, split: str) -> tuple[Path, Path]:
+        """The folders of a split's texts and ids."""
+        return (
+            self.cache_dir / "text" / prepared.texts[split],
+            self.cache_dir / "tokens" / prepared.tokens[split],
+        )
+
+    def load_tokenizer(self, prepared: Prepared) -> TranslationTokenizer:
+        """The tokenizer that the ids were made with."""
+        return TranslationTokenizer.load(self.cache_dir / "tokenizers" / prepared.tokenizer)
+
+    @property
+    def _note(self) -> Path:
+        # Relative file names mean other files in another folder.
+        arguments = {**asdict(self), "cache_dir": None, "num_proc": None, "cwd": os.getcwd()}
+        key = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:32]
+        return self.cache_dir / "prepared" / f"{key}.json"
+
+    def _write(self, prepared: Prepared) -> None:
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=self._note.parent, delete=False
+        ) as draft:
+            json.dump(asdict(prepared), draft)
+        os.replace(draft.name, self._note)
+
+    def _cache_texts(self, split: Split) -> Path | None:
+        """The folder of a split's texts; None where no data are named for it."""
+        if split == "predict":
+            if self.predict is None:
+                return self._cache_texts("test")
+            return self._cache_files(self.predict, need_target=False)
+        if self.is_demo:
+            return corpora.cache_demo(
+                split=split,
+                src_lang=self.src_lang,
+                tgt_lang=self.tgt_lang,
+                cache_dir=self.cache_dir,
+            )
+        if self.val_size or self.test_size:
+            cut = {"val": self.val_size, "test": self.test_size}
+            if split == "train" or cut[split]:
+                return self._cache_cut(split)
+        return self._cache_given(split)
+
+    def _cache_given(self, split: Split) -> Path | None:
+        files: Files = getattr(self, split)
+        if self.dataset is None:
+            return None if files is None else self._cache_files(files, need_target=True)
+        name = self._hub_split(split, files)
+        if name is None:
+            return None
+        return corpora.cache_hub(
+            self.dataset,
+            config=self.dataset_config,
+            split=name,
+            src_lang=self.src_lang,
+            tgt_lang=self.tgt_lang,
+            src_column=self.src_column,
+            tgt_column=self.tgt_column,
+            cache_dir=self.cache_dir,
+        )
+
+    def _cache_files(self, files: str | list[str], *, need_target: bool) -> Path:
+        return corpora.cache_files(
+            files,
+            src_lang=self.src_lang,
+            tgt_lang=self.tgt_lang,
+            src_column=self.src_column,
+            tgt_column=self.tgt_column,
+            need_target=need_target,
+            cache_dir=self.cache_dir,
+        )
+
+    def _hub_split(self, split: Split, given: Files) -> str | None:
+        if isinstance(given, list):
+            return "+".join(given)  # the Hub's way to join splits
+        if given is not None:
+            return given
+        assert self.dataset is not None
+        there = corpora.hub_splits(self.dataset, self.dataset_config)
+        return next((name for name in _HUB_NAMES[split] if name in there), None)
+
+    def _cache_cut(self, split: Split) -> Path:
+        whole = self._cache_given("train")
+        if whole is None:
+            raise ValueError(
+                "val_size and test_size cut the training data, but train is not given."
+            )
+        train, val, test = corpora.split_by_source(
+            _column(corpora.open_arrow(whole), "source"),
+            val_size=self.val_size,
+            test_size=self.test_size,
+            seed=self.seed,
+        )
+        rows = {"train": train, "val": val, "test": test}[split]
+        return corpora.cache_rows(whole, rows, cache_dir=self.cache_dir)
+
+    def _cache_tokenizer(self) -> Path:
+        folder = self.cache_dir / "tokenizers"
+        if self.tokenizer is not None:
+            given = TranslationTokenizer.load(self.tokenizer)
+            return corpora.build_once(folder / given.fingerprint[:32], given.save)
+        texts = self._cache_texts("train")
+        if texts is None:
+            raise ValueError(
+                "there is no tokenizer: give train, to train one, or tokenizer, to load one."
+            )
+        # Another version of the library may learn another vocabulary.
+        learned_from = [texts.name, self.src_lang, self.tgt_lang, sentencepiece.__version__]
+        parts = json.dumps([*learned_from, self.tokenizer_options], sort_keys=True)
+        key = hashlib.sha256(parts.encode()).hexdigest()[:32]
+        return corpora.build_once(folder / key, lambda draft: self._train(texts).save(draft))
+
+    def _train(self, texts: Path) -> TranslationTokenizer:
+        data = corpora.open_arrow(texts)
+        if len(data) > _MAX_TOKENIZER_PAIRS:
+            _log.info("training the tokenizer on %d of %d pairs.", _MAX_TOKENIZER_PAIRS, len(data))
+            rows = np.linspace(0, len(data) - 1, _MAX_TOKENIZER_PAIRS).astype(np.int64)
+            data = data.select(rows)
+        return TranslationTokenizer.train(
+            _column(data, "source"),
+            _column(data, "target"),
+            src_lang=self.src_lang,
+            tgt_lang=self.tgt_lang,
+            **self.tokenizer_options,
+        )
+
+
+def _column(data: datasets.Dataset, name: str) -> Iterator[str]:
+    """A column's texts, never all of them in memory."""
+    for batch in data.select_columns(name).iter(batch_size=1000):
+        yield from batch[name]

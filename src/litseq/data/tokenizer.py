@@ -1,0 +1,442 @@
+"""SentencePiece for both sides of a translation pair, as one object that fits into a checkpoint."""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+__all__ = ["ModelType", "Normalization", "TranslationTokenizer"]
+
+ModelType = Literal["bpe", "unigram", "char", "word"]
+Normalization = Literal["identity", "nfkc", "nmt_nfkc"]
+
+_SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")
+# SentencePiece's own default. The unigram trainer adds up its counts per thread, so the number is
+# part of the result and must not follow the machine.
+_TRAINING_THREADS = 16
+_FORMAT = 1
+
+
+class TranslationTokenizer:
+    """Text to ids and back: a source and a target SentencePiece model, or one for both.
+
+    Texts that look like special pieces ("<s>", "</s>", "<pad>") are ordinary text: pad, bos and eos
+    never come from a text. The character U+2581, with which SentencePiece writes a space, becomes a
+    space.
+
+    Args:
+        source_model: A serialized SentencePiece model.
+        target_model: The target's model; None where one model serves both sides.
+        src_lang: Name of the source language.
+        tgt_lang: Name of the target language.
+        origin: What error messages call the models, such as a file name.
+
+    Raises:
+        ValueError: If a model is none, lacks a special piece, or the two number theirs differently.
+    """
+
+    def __init__(
+        self,
+        source_model: bytes,
+        target_model: bytes | None = None,
+        *,
+        src_lang: str = "src",
+        tgt_lang: str = "tgt",
+        origin: str = "the tokenizer",
+    ) -> None:
+        self.src_lang = src_lang
+        self.tgt_lang = tgt_lang
+        self._source = _load_processor(source_model, origin)
+        self._target = (
+            self._source if target_model is None else _load_processor(target_model, origin)
+        )
+        self._models = (source_model,) if target_model is None else (source_model, target_model)
+        ids = _special_ids(self._source)
+        if ids != _special_ids(self._target):
+            raise ValueError(
+                f"{origin}: the source model numbers pad, unk, bos and eos {list(ids)} and the target "
+                f"model {list(_special_ids(self._target))}; train both with the same special ids."
+            )
+        self.pad_id, self.unk_id, self.bos_id, self.eos_id = ids
+
+    @classmethod
+    def train(
+        cls,
+        sources: Iterable[str],
+        targets: Iterable[str],
+        *,
+        vocab_size: int,
+        model_type: ModelType = "bpe",
+        shared: bool = True,
+        character_coverage: float = 1.0,
+        byte_fallback: bool = False,
+        user_symbols: Sequence[str] = (),
+        normalization: Normalization = "identity",
+        src_lang: str = "src",
+        tgt_lang: str = "tgt",
+    ) -> "TranslationTokenizer":
+        """Learns the vocabulary. The same texts and options give the same bytes on every machine.
+
+        Args:
+            sources: Source texts of the training split.
+            targets: Target texts of the training split.
+            vocab_size: Pieces of each model, special ones included; for ``char`` at most.
+            model_type: How texts are cut: byte-pair encoding, unigram language model, characters or
+                words.
+            shared: Whether one model is learned from both sides' texts.
+            character_coverage: Share of the text's characters that get a piece; the rest are unknown.
+            byte_fallback: Spell characters without a piece as UTF-8 bytes (256 more pieces).
+            user_symbols: Texts that are always one piece, such as language tags.
+            normalization: What is done to every text before it is cut. ``identity`` leaves it alone
+                but for repeated spaces, so that an output can equal its reference; the others also
+                replace compatibility characters, such as full-width punctuation and no-break
+                spaces.
+            src_lang: Name of the source language.
+            tgt_lang: Name of the target language.
+
+        Raises:
+            ValueError: If the texts are empty or cannot give that vocabulary.
+        """
+        options = {
+            "vocab_size": vocab_size,
+            "model_type": model_type,
+            "character_coverage": character_coverage,
+            "byte_fallback": byte_fallback,
+            "user_defined_symbols": list(user_symbols),
+            "normalization_rule_name": normalization,
+            "hard_vocab_limit": model_type != "char",
+        }
+        _check_user_symbols(user_symbols)
+        if shared:
+            models = [_train_model(_chain(sources, targets), f"{src_lang} and {tgt_lang}", options)]
+        else:
+            models = [
+                _train_model(texts, lang, options)
+                for texts, lang in ((sources, src_lang), (targets, tgt_lang))
+            ]
+        return cls(*models, src_lang=src_lang, tgt_lang=tgt_lang)
+
+    @property
+    def shared(self) -> bool:
+        """Whether both sides use one model."""
+        return len(self._models) == 1
+
+    @property
+    def src_vocab_size(self) -> int:
+        """Number of source pieces, special pieces included."""
+        return int(self._source.vocab_size())
+
+    @property
+    def tgt_vocab_size(self) -> int:
+        """Number of target pieces, special pieces included."""
+        return int(self._target.vocab_size())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the models: equal exactly where texts get equal ids."""
+        digest = hashlib.sha256(b"litseq tokenizer 1")
+        for model in self._models:
+            digest.update(len(model).to_bytes(8, "big") + model)
+        return digest.hexdigest()
+
+    def encode_source(self, texts: Sequence[str]) -> list[list[int]]:
+        """Cuts source texts into ids; each list ends with EOS."""
+        return _encode(self._source, texts)
+
+    def encode_target(self, texts: Sequence[str]) -> list[list[int]]:
+        """Cuts target texts into ids; each list ends with EOS."""
+        return _encode(self._target, texts)
+
+    def sample_source(
+        self, texts: Sequence[str], *, alpha: float, nbest_size: int = -1, seed: int
+    ) -> list[list[int]]:
+        """Cuts source texts at random, to regularise training; each list ends with EOS.
+
+        Args:
+            texts: Source texts.
+            alpha: For BPE the probability with which a merge is left out; for unigram the exponent
+                of the candidates' probabilities (0: all alike).
+            nbest_size: For unigram the number of candidates; -1: all.
+            seed: The same seed gives the same cuts.
+
+        Source: Kudo (2018), https://arxiv.org/abs/1804.10959; Provilkov et al. (2020),
+        https://arxiv.org/abs/1910.13267.
+        """
+        return _sample(self._source, texts, alpha, nbest_size, seed)
+
+    def sample_target(
+        self, texts: Sequence[str], *, alpha: float, nbest_size: int = -1, seed: int
+    ) -> list[list[int]]:
+        """Cuts target texts at random, as ``sample_source`` does."""
+        return _sample(self._target, texts, alpha, nbest_size, seed)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Joins target ids to text. Special ids are left out; unknown ones print as " ⁇ "."""
+        return self._decode(self._target, ids)
+
+    def decode_source(self, ids: Iterable[int]) -> str:
+        """Joins source ids to text, as ``decode`` does."""
+        return self._decode(self._source, ids)
+
+    def source_pieces(self, ids: Iterable[int]) -> list[str]:
+        """The source pieces as they stand in the vocabulary, special ones included."""
+        return [str(self._source.id_to_piece(int(i))) for i in ids]
+
+    def target_pieces(self, ids: Iterable[int]) -> list[str]:
+        """The target pieces as they stand in the vocabulary, special ones included."""
+        return [str(self._target.id_to_piece(int(i))) for i in ids]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as uint8 tensors and strings, so that it loads with ``weights_only=True``."""
+        names = ("source_model", "target_model")
+        models: dict[str, Any] = {
+            name: torch.frombuffer(bytearray(model), dtype=torch.uint8)
+            for name, model in zip(names, self._models, strict=False)
+        }
+        langs = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
+        return {"format": _FORMAT, "shared": self.shared, **langs, **models}
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Any], *, origin: str = "the tokenizer state"
+    ) -> "TranslationTokenizer":
+        """Builds the tokenizer that ``state_dict`` described.
+
+        Args:
+            state: What ``state_dict`` returned.
+            origin: What error messages call it.
+
+        Raises:
+            ValueError: If the state is incomplete or of a newer format.
+        """
+        needed = ("format", "shared", "src_lang", "tgt_lang", "source_model")
+        missing = [name for name in needed if name not in state]
+        if missing:
+            raise ValueError(f"{origin} holds no litseq tokenizer: {', '.join(missing)} missing.")
+        if state["format"] > _FORMAT:
+            raise ValueError(
+                f"{origin} has tokenizer format {state['format']}, this litseq reads up to "
+                f"{_FORMAT}; update litseq."
+            )
+        return cls(
+            _to_bytes(state["source_model"]),
+            None if state["shared"] else _to_bytes(state["target_model"]),
+            src_lang=state["src_lang"],
+            tgt_lang=state["tgt_lang"],
+            origin=origin,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``tokenizer.json`` and ``shared.model``, or ``source.model`` and ``target.model``.
+
+        Args:
+            folder: Made if it is not there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = _file_names(self.shared)
+        for name, model in zip(names, self._models, strict=True):
+            (folder / name).write_bytes(model)
+        about = {
+            "format": _FORMAT,
+            "models": names,
+            "src_lang": self.src_lang,
+            "tgt_lang": self.tgt_lang,
+            "fingerprint": self.fingerprint,
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TranslationTokenizer":
+        """Reads a folder written by ``save``, a SentencePiece ``.model`` or a litseq ``.ckpt``.
+
+        Args:
+            path: The folder or file. A ``.model`` serves both sides.
+
+        Raises:
+            FileNotFoundError: If there is no such file, or the folder holds no tokenizer.
+            ValueError: If the file is not what its name says.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls._load_folder(path)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no tokenizer at {path}; give a folder, a SentencePiece .model or a litseq .ckpt."
+            )
+        if path.suffix == ".ckpt":
+            return cls.from_state_dict(_read_checkpoint(path), origin=str(path))
+        return cls(path.read_bytes(), origin=str(path))
+
+    @classmethod
+    def _load_folder(cls, folder: Path) -> "TranslationTokenizer":
+        about_path = folder / "tokenizer.json"
+        if not about_path.is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            raise FileNotFoundError(f"{folder} holds no tokenizer.json (it holds {found}).")
+        try:
+            about = json.loads(about_path.read_text(encoding="utf-8"))
+            names, langs = about["models"], (about["src_lang"], about["tgt_lang"])
+            expected = about["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{about_path} is damaged ({error!r}); save the tokenizer again."
+            ) from error
+        if names not in (_file_names(True), _file_names(False)):
+            raise ValueError(f"{about_path} names unexpected model files {names!r}.")
+        for name in names:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder / name} is missing; save the tokenizer again.")
+        models = [(folder / name).read_bytes() for name in names]
+        tokenizer = cls(*models, src_lang=langs[0], tgt_lang=langs[1], origin=str(folder))
+        if tokenizer.fingerprint != expected:
+            raise ValueError(
+                f"the models in {folder} have fingerprint {tokenizer.fingerprint[:12]}, but its "
+                f"tokenizer.json says {str(expected)[:12]}; save the tokenizer again."
+            )
+        return tokenizer
+
+    def _decode(self, processor: Any, ids: Iterable[int]) -> str:  # noqa: ANN401 - untyped library
+        special = (self.pad_id, self.bos_id, self.eos_id)
+        return str(processor.decode([i for i in map(int, ids) if i not in special]))
+
+
+def _file_names(shared: bool) -> list[str]:
+    return ["shared.model"] if shared else ["source.model", "target.model"]
+
+
+def _to_bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().numpy().tobytes()
+
+
+def _chain(*parts: Iterable[str]) -> Iterator[str]:
+    for part in parts:
+        yield from part
+
+
+def _encode(processor: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
+    # One thread: callers that want more cores run more processes.
+    ids: list[list[int]] = processor.encode(list(texts), add_eos=True, num_threads=1)
+    return ids
+
+
+def _sample(
+    processor: Any,  # noqa: ANN401
+    texts: Sequence[str],
+    alpha: float,
+    nbest_size: int,
+    seed: int,
+) -> list[list[int]]:
+    sentencepiece.set_random_generator_seed(seed & 0xFFFFFFFF)
+    ids: list[list[int]] = processor.encode(
+        list(texts),
+        add_eos=True,
+        enable_sampling=True,
+        alpha=alpha,
+        nbest_size=nbest_size,
+        num_threads=1,  # the generator is the thread's own: one thread makes the seed count
+    )
+    return ids
+
+
+def _special_ids(processor: Any) -> tuple[int, int, int, int]:  # noqa: ANN401
+    return (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
+
+
+def _load_processor(model: bytes, origin: str) -> Any:  # noqa: ANN401
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        if not model:
+            raise RuntimeError("it is empty")
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{origin} is not a SentencePiece model ({len(model):,} bytes; {reason})."
+        ) from error
+    names = ("pad", "unk", "bos", "eos")
+    missing = [name for name, i in zip(names, _special_ids(processor), strict=True) if i < 0]
+    if missing:
+        raise ValueError(
+            f"{origin} defines no {' and no '.join(missing)} piece; train it with --pad_id=0 "
+            f"--unk_id=1 --bos_id=2 --eos_id=3."
+        )
+    for name, i in zip(names, _special_ids(processor), strict=True):
+        if name != "unk" and not processor.is_control(i):
+            raise ValueError(
+                f"{origin} lets {processor.id_to_piece(i)!r} in a text become the {name} id {i}; "
+                f"train it without that user-defined symbol."
+            )
+    return processor
+
+
+def _check_user_symbols(symbols: Sequence[str]) -> None:
+    for symbol in symbols:
+        if not symbol.strip():
+            raise ValueError(f"user_symbols must not be empty, got {symbol!r}.")
+        if symbol in _SPECIAL_PIECES:
+            raise ValueError(f"user_symbols must not hold {symbol!r}: it names a special piece.")
+    twice = sorted({symbol for symbol in symbols if symbols.count(symbol) > 1})
+    if twice:
+        raise ValueError(f"user_symbols holds {', '.join(map(repr, twice))} more than once.")
+
+
+def _train_model(texts: Iterable[str], language: str, options: Mapping[str, Any]) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(text.replace("\n", " ") for text in texts),
+            model_writer=model,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            num_threads=_TRAINING_THREADS,
+            max_sentence_length=65_536,  # bytes; the library's 4192 would skip long lines unseen
+            minloglevel=3,
+            **options,
+        )
+    except RuntimeError as error:
+        raise ValueError(_explain(str(error), language, options)) from error
+    return model.getvalue()
+
+
+def _explain(message: str, language: str, options: Mapping[str, Any]) -> str:
+    """Says in one line what SentencePiece's trainer complained about, and what to do."""
+    vocab_size = options["vocab_size"]
+    if found := re.search(r"Vocabulary size too high .*<= (\d+)", message):
+        return (
+            f"vocab_size={vocab_size} is too large for the {language} training text; "
+            f"set it to at most {found[1]} for this corpus."
+        )
+    if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
+        return (
+            f"vocab_size={found[1]} is smaller than the {found[2]} single characters and special "
+            f"pieces of the {language} training text; raise vocab_size to at least {found[2]} or "
+            f"lower character_coverage={options['character_coverage']}."
+        )
+    if "sentences_.empty()" in message or "all_chars_count" in message:
+        return f"the {language} training text is empty: there is nothing to train a tokenizer on."
+    if "insert_id" in message:
+        return f"vocab_size={vocab_size} leaves no room beside the four special pieces; raise it."
+    return f"SentencePiece could not be trained on the {language} text: {' '.join(message.split())}"
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}).") from error
+    part = checkpoint.get("litseq") if isinstance(checkpoint, dict) else None
+    state = part.get("tokenizer") if isinstance(part, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no tokenizer; only checkpoints written by litseq do.")
+    return state

@@ -1,0 +1,292 @@
+"""Beam search over a batch of sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from itertools import count
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from litseq.decoding.contract import MemoryT, StateT, StepModel
+from litseq.decoding.hypothesis import Hypothesis, best_first, length_norm, make_hypothesis
+from litseq.decoding.options import check_beam, check_max_len
+from litseq.decoding.ranking import next_log_probs, top_k
+
+__all__ = ["beam_search"]
+
+
+class _Tree:
+    """Every candidate that a search has ranked, as a node that points to what it extends."""
+
+    ROOT = -1
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._parent: list[Tensor] = []
+        self._token: list[Tensor] = []
+        self._log_prob: list[Tensor] = []
+
+    def grow(self, parent: Tensor, token: Tensor, log_prob: Tensor) -> Tensor:
+        """Adds nodes and returns their numbers; all int64 but ``log_prob``, all of one shape."""
+        node = torch.arange(self._size, self._size + parent.numel(), device=parent.device)
+        self._size += parent.numel()
+        self._parent.append(parent.flatten())
+        self._token.append(token.flatten())
+        self._log_prob.append(log_prob.flatten())
+        return node.view_as(parent)
+
+    def sequences(self, nodes: list[int]) -> list[tuple[list[int], list[float]]]:
+        """The tokens from the root to each node, and their log-probabilities."""
+        parent = torch.cat(self._parent).tolist()
+        token = torch.cat(self._token).tolist()
+        log_prob = torch.cat(self._log_prob).tolist()
+        found = []
+        for node in nodes:
+            path = []
+            while node != self.ROOT:
+                path.append(node)
+                node = parent[node]
+            path.reverse()
+            found.append(([token[i] for i in path], [log_prob[i] for i in path]))
+        return found
+
+
+@dataclass(frozen=True)
+class _Sentences:
+    """Where the search stands in the n sentences that are left.
+
+    Attributes:
+        number: The sentence's row in the batch, int64 (n,).
+        max_len: Its length limit, int64 (n,).
+        alive: Nodes of the living sequences, the most probable first, int64 (n, K); of BOS, (n, 1).
+        log_prob: Their log-probabilities, float (n, K); -inf where there are fewer than K.
+        ended: Nodes of the best finished sequences, int64 (n, n_best).
+        score: Their scores, the best first, float (n, n_best); -inf where there are fewer.
+    """
+
+    number: Tensor
+    max_len: Tensor
+    alive: Tensor
+    log_prob: Tensor
+    ended: Tensor
+    score: Tensor
+
+    def take(self, rows: Tensor) -> Self:
+        """Some of the sentences."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The 2K best one-token extensions of each sentence's living sequences, best first.
+
+    Attributes:
+        beam: Which living sequence is extended, int64 (n, 2K).
+        token: By which token, int64 (n, 2K).
+        token_log_prob: The token's log-probability, float (n, 2K).
+        log_prob: The log-probability of the extended sequence, float (n, 2K); -inf where there are
+            fewer than 2K extensions.
+    """
+
+    beam: Tensor
+    token: Tensor
+    token_log_prob: Tensor
+    log_prob: Tensor
+
+
+def _extend(log_prob: Tensor, log_probs: Tensor, *, beam_size: int) -> _Candidates:
+    """Ranks the extensions of living sequences.
+
+    Args:
+        log_prob: Log-probabilities of the living sequences, float (n, width).
+        log_probs: Those of their next tokens, float (n * width, V).
+        beam_size: K.
+    """
+    num_sentences, width = log_prob.shape
+    # No beam gives more than K + 1: K that stay alive and one EOS.
+    size = min(beam_size + 1, log_probs.size(1))
+    token_log_prob, token = top_k(log_probs, size)
+    token_log_prob = token_log_prob.masked_fill(token_log_prob.isnan(), -torch.inf)
+    token_log_prob = token_log_prob.view(num_sentences, width * size)
+    token = token.view(num_sentences, width * size)
+    total = log_prob.repeat_interleave(size, dim=1) + token_log_prob
+    # 2K, since K of them may end at this step and K must stay alive.
+    total, order = total.sort(dim=1, descending=True, stable=True)
+    total, order = total[:, : 2 * beam_size], order[:, : 2 * beam_size]
+    missing = (0, 2 * beam_size - order.size(1))
+    total, order = F.pad(total, missing, value=-torch.inf), F.pad(order, missing)
+    return _Candidates(
+        beam=order // size,
+        token=token.gather(1, order),
+        token_log_prob=token_log_prob.gather(1, order),
+        log_prob=total,
+    )
+
+
+def _settle(
+    left: _Sentences, found: _Candidates, *, node: Tensor, norm: Tensor, eos_id: int
+) -> tuple[_Sentences, Tensor, Tensor]:
+    """Puts each candidate where it belongs: among the finished, among the living, or nowhere.
+
+    Args:
+        left: The sentences before this step.
+        found: Their ranked candidates.
+        node: The candidates' nodes, int64 (n, 2K).
+        norm: What the candidates' log-probabilities are divided by, float ().
+        eos_id: Id of the token that ends a sequence.
+
+    Returns:
+        The sentences after this step; of the living sequences the one that each extends and its
+        last token, both int64 (n, K).
+    """
+    beam_size, n_best = node.size(1) // 2, left.ended.size(1)
+    ends = found.token == eos_id
+
+    score = (found.log_prob / norm).masked_fill(~ends, -torch.inf)
+    score, node_ended = score[:, :beam_size], node[:, :beam_size]
+    # Of equal scores the one that ended first stays first, since the sort is stable.
+    score, order = torch.cat([left.score, score], dim=1).sort(dim=1, descending=True, stable=True)
+    ended = torch.cat([left.ended, node_ended], dim=1).gather(1, order)
+
+    lives = ends.to(torch.int8).sort(dim=1, stable=True).indices[:, :beam_size]
+    # With a tiny vocabulary fewer than K go on, and what ends here fills their places as dead.
+    log_prob = found.log_prob.masked_fill(ends, -torch.inf).gather(1, lives)
+    settled = replace(
+        left,
+        alive=node.gather(1, lives),
+        log_prob=log_prob,
+        ended=ended[:, :n_best],
+        score=score[:, :n_best],
+    )
+    return settled, found.beam.gather(1, lives), found.token.gather(1, lives)
+
+
+def _places(flags: list[bool], value: bool, device: torch.device) -> Tensor:
+    """The places where ``flags`` has ``value``, int64."""
+    places = [i for i, flag in enumerate(flags) if flag is value]
+    return torch.tensor(places, dtype=torch.int64, device=device)
+
+
+def _hypotheses(
+    done: list[_Sentences], tree: _Tree, *, eos_id: int, n_best: int, length_penalty: float
+) -> list[list[Hypothesis]]:
+    """Reads the finished sequences, then unfinished ones in places left empty; in batch order."""
+    number, nodes = [], []
+    for part in done:
+        number += part.number.tolist()
+        ended = part.ended.masked_fill(part.score == -torch.inf, tree.ROOT)
+        alive = part.alive.masked_fill(part.log_prob == -torch.inf, tree.ROOT)
+        for row in torch.cat([ended, alive], dim=1).tolist():
+            # Without any, the root: the empty sequence, an error that names the cause.
+            nodes.append([node for node in row if node != tree.ROOT][:n_best] or [tree.ROOT])
+    sequences = iter(tree.sequences([node for row in nodes for node in row]))
+    found = []
+    for row in nodes:
+        hypotheses = [make_hypothesis(*next(sequences), length_penalty=length_penalty) for _ in row]
+        found.append(best_first(hypotheses, eos_id=eos_id))
+    in_order = sorted(range(len(number)), key=number.__getitem__)
+    return [found[i] for i in in_order]
+
+
+@torch.inference_mode()
+def beam_search(
+    model: StepModel[MemoryT, StateT],
+    memory: MemoryT,
+    *,
+    beam_size: int,
+    length_penalty: float,
+    n_best: int,
+    bos_id: int,
+    eos_id: int,
+    max_len: Tensor,
+    suppress: tuple[int, ...] = (),
+) -> list[list[Hypothesis]]:
+    """Keeps the K best unfinished sequences of each sentence alive, and the best finished ones.
+
+    At each step the one-token extensions of a sentence's K sequences are ranked by log-probability.
+    Those of the first K that end with EOS are finished; the first K that do not end stay alive.
+
+    A sentence leaves the batch as soon as no sequence that is alive can still enter its ``n_best``
+    finished ones. A log-probability can only fall, so ``log_prob / length_norm(max_len)`` bounds
+    from above every score that a sequence can still reach; the best bound is compared with the last
+    of the ``n_best``. Nothing is lost by stopping: without this rule the search would return the
+    same. A beam of one is greedy search: it ends with its first EOS.
+
+    A sequence that reaches its limit stays unfinished: no EOS is forced. Unfinished sequences fill
+    the places that finished ones leave empty, and rank behind them.
+
+    Equal log-probabilities are ranked by beam, then by token id, so the result depends on nothing
+    but the sentence.
+
+    Args:
+        model: Gives the next token's logits; in evaluation mode.
+        memory: What the model's encoder made of B sentences.
+        beam_size: Number of sequences kept alive per sentence, K.
+        length_penalty: Exponent of ``length_norm``, at least 0.
+        n_best: Number of hypotheses per sentence, at most ``beam_size``.
+        bos_id: Id of the token that every sequence begins with.
+        eos_id: Id of the token that ends a sequence.
+        max_len: Length limit of each sentence in tokens, EOS counted and BOS not, int64 (B,), on
+            the model's device.
+        suppress: Ids that are never chosen; the other log-probabilities stay what they are.
+
+    Returns:
+        For each sentence its hypotheses, best score first: ``n_best``, or fewer where fewer
+        sequences have a probability above 0.
+
+    Raises:
+        ValueError: If an option is out of its range or the model gives no token a finite
+            log-probability.
+
+    Source: Sutskever et al. (2014), section 3.2, https://arxiv.org/abs/1409.3215; the length
+    penalty and the beam of Vaswani et al. (2017), section 6.1, https://arxiv.org/abs/1706.03762.
+    """
+    check_beam(beam_size=beam_size, length_penalty=length_penalty, n_best=n_best)
+    check_max_len(max_len)
+    if max_len.numel() == 0:
+        return []
+    num_sentences, device = max_len.size(0), max_len.device
+    bos = torch.full((num_sentences,), bos_id, dtype=torch.int64, device=device)
+    logits, state = model.step(bos, model.init_state(memory))
+    log_probs = next_log_probs(logits, suppress)
+
+    lengths = range(int(max_len.max()) + 1)
+    norm = log_probs.new_tensor([length_norm(length, length_penalty) for length in lengths])
+    tree = _Tree()
+    left = _Sentences(
+        number=torch.arange(num_sentences, device=device),
+        max_len=max_len,
+        alive=bos.new_full((num_sentences, 1), tree.ROOT),
+        log_prob=log_probs.new_zeros(num_sentences, 1),
+        ended=bos.new_full((num_sentences, n_best), tree.ROOT),
+        score=log_probs.new_full((num_sentences, n_best), -torch.inf),
+    )
+    done: list[_Sentences] = []
+    for length in count(1):
+        width = left.alive.size(1)  # 1 after BOS, then K
+        found = _extend(left.log_prob, log_probs, beam_size=beam_size)
+        node = tree.grow(left.alive.gather(1, found.beam), found.token, found.token_log_prob)
+        left, beam, token = _settle(left, found, node=node, norm=norm[length], eos_id=eos_id)
+
+        bound = left.log_prob[:, 0] / norm[left.max_len]
+        going = (bound > left.score[:, -1]) & (length < left.max_len)
+        if beam_size == 1:
+            going &= left.score[:, 0] == -torch.inf
+        row = torch.arange(len(beam), device=device).unsqueeze(1) * width + beam  # of the state
+        in_place = (row.flatten() == torch.arange(row.numel(), device=device)).all()
+        # The only place of a step that waits for the device.
+        *flags, stays = torch.cat([going, in_place.view(1)]).tolist()
+        if not all(flags):
+            done.append(left.take(_places(flags, False, device)))
+            if not any(flags):
+                break
+            on = _places(flags, True, device)
+            left, row, token = left.take(on), row[on], token[on]
+        if not (stays and all(flags)):
+            state = state.reorder(row.flatten())
+        logits, state = model.step(token.flatten(), state)
+        log_probs = next_log_probs(logits, suppress)
+    return _hypotheses(done, tree, eos_id=eos_id, n_best=n_best, length_penalty=length_penalty)

@@ -1,0 +1,501 @@
+"""Seq2Seq: the LightningModule around any model of the contract."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import MeanMetric
+from typing_extensions import Self
+
+from litseq import checkpoints
+from litseq.data.buckets import plan_batches
+from litseq.data.collate import collate
+from litseq.data.tokenizer import TranslationTokenizer
+from litseq.decoding import Hypothesis, SearchOptions, generate
+from litseq.losses import IGNORE, TokenLoss, token_loss
+from litseq.metrics import Evaluation, corpus_scores
+from litseq.models.base import Seq2SeqModel
+from litseq.schedules import Schedule, scheduler
+from litseq.types import Batch, ScoredText, Translation
+
+__all__ = ["Seq2Seq"]
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test", "predict"]
+
+# Training returns a sum over tokens, so that micro-batches and devices add up. Backpropagating it
+# in thousands of tokens keeps half-precision gradients within range; the factor cancels exactly.
+TOKEN_UNIT = 1024
+
+
+class Seq2Seq(pl.LightningModule, ABC):
+    """Trains, scores and decodes a sequence-to-sequence model.
+
+    A batch is the mapping that Hugging Face collators produce: ``input_ids``, ``attention_mask``,
+    ``labels`` (-100 = padding), and optionally ``id``. Subclasses say which network it is: see
+    ``litseq.architectures`` for ours; your own takes a constructor and ``build_network``.
+
+    Args:
+        vocab_size: Number of target tokens. None: from the DataModule's tokenizer.
+        src_vocab_size: Number of source tokens where the source has a vocabulary of its own.
+        pad_id: Id of padding.
+        bos_id: Id that begins every target.
+        eos_id: Id that ends every source and target.
+        label_smoothing: Share of the target distribution that is spread over all tokens.
+        optimizer: Adam, or AdamW with decoupled weight decay.
+        lr: Peak learning rate. The paper's formula peaks at (d_model * warmup_steps) ** -0.5.
+        betas: Adam's decay rates of the first and second moment.
+        eps: Adam's denominator offset.
+        weight_decay: Weight decay.
+        schedule: Course of the learning rate after the warm-up.
+        warmup_steps: Optimizer steps until the peak learning rate.
+        lr_scheduler: Any torch scheduler in place of ``schedule``; stepped after every optimizer
+            step.
+        beam_size: Hypotheses kept per sentence in test and predict; 1 is greedy.
+        length_penalty: Exponent of the length normalisation in beam search.
+        n_best: Hypotheses returned per sentence in predict.
+        max_len_a: Longest output is max_len_a * source tokens + max_len_b.
+        max_len_b: See ``max_len_a``.
+        val_beam_size: Hypotheses kept per sentence in validation.
+        val_decode: Whether validation decodes and scores, or computes the loss alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int | None = None,
+        src_vocab_size: int | None = None,
+        pad_id: int = 0,
+        bos_id: int = 2,
+        eos_id: int = 3,
+        label_smoothing: float = 0.1,
+        optimizer: Literal["adam", "adamw"] = "adam",
+        lr: float = 7e-4,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-9,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "inverse_sqrt",
+        warmup_steps: int = 4000,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        beam_size: int = 4,
+        length_penalty: float = 0.6,
+        n_best: int = 1,
+        max_len_a: float = 1.0,
+        max_len_b: int = 50,
+        val_beam_size: int = 1,
+        val_decode: bool = True,
+    ) -> None:
+        super().__init__()
+        # a scheduler is made of code, and a checkpoint holds none
+        self.save_hyperparameters(ignore="lr_scheduler")
+        self.lr_scheduler = lr_scheduler
+        self.search_options = SearchOptions(
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+            n_best=n_best,
+            max_len_a=max_len_a,
+            max_len_b=max_len_b,
+        )
+        self.val_search_options = SearchOptions(
+            beam_size=val_beam_size,
+            length_penalty=length_penalty,
+            max_len_a=max_len_a,
+            max_len_b=max_len_b,
+        )
+        self.network: Seq2SeqModel | None = None
+        self.tokenizer: TranslationTokenizer | None = None
+        self.evaluation: Evaluation | None = None
+        self._translations: list[Translation] = []
+        self._num_tokens: Tensor | None = None
+        self.val_loss, self.val_nll = _token_mean(), _token_mean()
+        self.test_loss, self.test_nll = _token_mean(), _token_mean()
+
+    # ---- the network ----
+
+    @abstractmethod
+    def build_network(self, vocab_size: int, src_vocab_size: int | None) -> Seq2SeqModel:
+        """Makes the network.
+
+        Args:
+            vocab_size: Number of target tokens.
+            src_vocab_size: Number of source tokens; None = one vocabulary for both sides.
+        """
+
+    def configure_model(self) -> None:
+        """Builds the network once the vocabulary is known; does nothing the second time.
+
+        Raises:
+            ValueError: If neither the constructor nor the DataModule's tokenizer gives a size.
+        """
+        if self.network is not None:
+            return
+        datamodule = getattr(self._trainer, "datamodule", None)
+        tokenizer = getattr(datamodule, "tokenizer", None)
+        if isinstance(tokenizer, TranslationTokenizer):
+            self._adopt(tokenizer)
+        if self.hparams["vocab_size"] is None:
+            raise ValueError(
+                f"vocab_size is unknown: {type(datamodule).__name__} has no litseq tokenizer; pass "
+                f"vocab_size (and src_vocab_size where the source has its own vocabulary)."
+            )
+        self.network = self.build_network(
+            self.hparams["vocab_size"], self.hparams["src_vocab_size"]
+        )
+
+    def _adopt(self, tokenizer: TranslationTokenizer) -> None:
+        """Takes sizes and ids from the tokenizer, or refuses one that does not fit."""
+        ours = {
+            "vocab_size": tokenizer.tgt_vocab_size,
+            "src_vocab_size": None if tokenizer.shared else tokenizer.src_vocab_size,
+        }
+        for name, size in ours.items():
+            given = self.hparams[name]
+            if given is not None and given != size:
+                raise ValueError(
+                    f"{name} is {given} but the tokenizer (sha256 {tokenizer.fingerprint[:12]}) "
+                    f"has {size}; leave {name} out or use the tokenizer it was meant for."
+                )
+        ids = {name: getattr(tokenizer, name) for name in ("pad_id", "bos_id", "eos_id")}
+        self.hparams.update({**ours, **ids})
+        self.tokenizer = tokenizer
+
+    def _model(self) -> Seq2SeqModel:
+        if self.network is None:
+            self.configure_model()
+        assert self.network is not None
+        return self.network
+
+    # ---- training ----
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """Scores the given targets.
+
+        Args:
+            input_ids: int64 (B, S).
+            attention_mask: int64 (B, S); 1 = token.
+            labels: int64 (B, T); -100 = padding.
+
+        Returns:
+            Logits, float (B, T, V); position t is the score of ``labels[:, t]``.
+        """
+        bos = labels.new_full((labels.size(0), 1), self.hparams["bos_id"])
+        tgt = labels.masked_fill(labels == IGNORE, self.hparams["pad_id"])
+        logits: Tensor = self._model()(
+            input_ids, attention_mask == 0, torch.cat((bos, tgt[:, :-1]), 1)
+        )
+        return logits
+
+    def _loss(self, batch: Batch) -> TokenLoss:
+        logits = self(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        return token_loss(logits, batch["labels"], label_smoothing=self.hparams["label_smoothing"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the summed loss; ``on_before_optimizer_step`` divides by the tokens."""
+        loss, nll, num_tokens = self._loss(batch)
+        self._num_tokens = num_tokens + (0 if self._num_tokens is None else self._num_tokens)
+        per_token = {"train/loss": loss.detach() / num_tokens, "train/nll": nll / num_tokens}
+        per_token["train/ppl"] = per_token["train/nll"].exp()
+        size = batch["input_ids"].size(0)
+        self.log("train/loss", per_token.pop("train/loss"), prog_bar=True, batch_size=size)
+        self.log_dict(per_token, batch_size=size)
+        return loss / TOKEN_UNIT
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns the gradient of the sum into that of the mean over *all* tokens of the step.
+
+        All micro-batches and all devices count: k micro-batches on N devices give the gradient of
+        the one big batch, however unevenly the tokens fall.
+        """
+        assert self._num_tokens is not None
+        num_tokens = self._num_tokens
+        if self.trainer.world_size > 1:
+            num_tokens = self.trainer.strategy.reduce(num_tokens, reduce_op="sum")
+        # Lightning divided by the number of micro-batches, DDP by the number of devices
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(grads, (parts * TOKEN_UNIT / num_tokens).to(grads[0].dtype))
+        self._num_tokens = None
+        if self.trainer._logger_connector.should_update_logs:
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+            self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Makes Adam or AdamW and a scheduler that is stepped after every optimizer step."""
+        h: Any = self.hparams
+        make = torch.optim.Adam if h["optimizer"] == "adam" else torch.optim.AdamW
+        optimizer = make(
+            self.parameters(),
+            lr=h["lr"],
+            betas=tuple(h["betas"]),
+            eps=h["eps"],
+            weight_decay=h["weight_decay"],
+            # Lightning cannot clip gradients of a fused optimizer under a gradient scaler
+            fused=str(self.trainer.precision) in ("32-true", "64-true") or None,
+        )
+        if self.lr_scheduler is not None:
+            chosen = self.lr_scheduler(optimizer)
+        else:
+            ends = h["schedule"] in ("linear", "cosine")
+            chosen = scheduler(
+                optimizer,
+                h["schedule"],
+                warmup_steps=h["warmup_steps"],
+                total_steps=int(self.trainer.estimated_stepping_batches) if ends else 0,
+            )
+        # step by step: Lightning's own default would step once an epoch
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": chosen, "interval": "step"},
+        }
+
+    # ---- validation and test ----
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Sums the loss and decodes."""
+        self._evaluate(
+            batch, "val", self.val_search_options if self.hparams["val_decode"] else None
+        )
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Sums the loss and decodes."""
+        self._evaluate(batch, "test", self.search_options)
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores the epoch's translations."""
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Scores the epoch's translations."""
+        self._score("test")
+
+    def _evaluate(self, batch: Batch, split: Split, options: SearchOptions | None) -> None:
+        loss, nll, num_tokens = self._loss(batch)
+        for name, total in (("loss", loss), ("nll", nll)):
+            metric = getattr(self, f"{split}_{name}")
+            metric.update(total / num_tokens, num_tokens)
+            self.log(f"{split}/{name}", metric, prog_bar=name == "loss")
+        if options is not None and self._decoder() is not None:
+            self._translations += self._translate_batch(batch, split, options)
+
+    def _score(self, split: Split) -> None:
+        self.log(f"{split}/ppl", getattr(self, f"{split}_nll").compute().exp())
+        translations, self._translations = self._translations, []
+        if self.trainer.world_size > 1:
+            ranks: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(ranks, translations)
+            translations = [translation for rank in ranks for translation in rank]
+        by_id = {translation.id: translation for translation in translations}
+        translations = [by_id[i] for i in sorted(by_id)]
+        self.evaluation = None
+        if not translations or any(t.reference is None for t in translations):
+            return
+        scores = corpus_scores(
+            [t.text for t in translations],
+            [t.reference or "" for t in translations],
+            tgt_lang=getattr(self._decoder(), "tgt_lang", None),
+        )
+        self.evaluation = Evaluation(split, tuple(translations), scores)
+        for name in ("bleu", "chrf", "ter", "exact_match"):
+            self.log(f"{split}/{name}", getattr(scores, name), prog_bar=name == "bleu")
+
+    # ---- decoding ----
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Translation]:
+        """Translates a batch with the search options of the constructor."""
+        if self._decoder() is None:
+            raise ValueError(
+                "predict needs a tokenizer to turn ids into text; give the DataModule a "
+                "'tokenizer' attribute with a decode method."
+            )
+        return self._translate_batch(batch, "predict", self.search_options)
+
+    def _decoder(self) -> Any:  # noqa: ANN401 - anything with decode(ids) -> str
+        if self.tokenizer is not None:
+            return self.tokenizer
+        return getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
+
+    @torch.inference_mode()
+    def _search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
+        model, h = self._model(), self.hparams
+        mask = batch["attention_mask"]
+        return generate(
+            model,
+            model.encode(batch["input_ids"], mask == 0),
+            src_lengths=mask.sum(1),
+            options=options,
+            bos_id=h["bos_id"],
+            eos_id=h["eos_id"],
+            suppress=tuple({h["pad_id"], h["bos_id"]} - {h["eos_id"]}),
+        )
+
+    def _translate_batch(
+        self, batch: Batch, split: Split, options: SearchOptions
+    ) -> list[Translation]:
+        n_best = self._search(batch, options)
+        ids = batch["id"].tolist() if "id" in batch else self._next_ids(len(n_best))
+        sources, references = self._texts(batch, split, ids)
+        return [
+            Translation(i, source, self._hypotheses(hypotheses), reference)
+            for i, source, hypotheses, reference in zip(
+                ids, sources, n_best, references, strict=True
+            )
+        ]
+
+    def _next_ids(self, count: int) -> list[int]:
+        """Numbers the examples of a foreign DataModule in the order they come."""
+        start = len(self._translations)
+        return list(range(start, start + count))
+
+    def _texts(
+        self, batch: Batch, split: Split, ids: Sequence[int]
+    ) -> tuple[Sequence[str], Sequence[str | None]]:
+        """Finds raw sources and references, or decodes them where the DataModule keeps none."""
+        texts = getattr(getattr(self._trainer, "datamodule", None), "texts", None)
+        if texts is not None:
+            sources, references = texts(split, ids)
+            return sources, references or [None] * len(ids)
+        sources = [self._decode(row, source=True) for row in batch["input_ids"].tolist()]
+        if "labels" not in batch:
+            return sources, [None] * len(ids)
+        return sources, [self._decode(row) for row in batch["labels"].tolist()]
+
+    def _decode(self, ids: Sequence[int], *, source: bool = False) -> str:
+        h, tokenizer = self.hparams, self._decoder()
+        special = {h["pad_id"], h["bos_id"], h["eos_id"], IGNORE}
+        decode = tokenizer.decode
+        if source:
+            decode = getattr(tokenizer, "decode_source", decode)
+        text: str = decode([i for i in ids if i not in special])
+        return text
+
+    def _hypotheses(self, hypotheses: Sequence[Hypothesis]) -> tuple[ScoredText, ...]:
+        return tuple(
+            ScoredText(self._decode(h.tokens), h.score, h.log_prob, len(h.tokens))
+            for h in hypotheses
+        )
+
+    def translate(
+        self, texts: Sequence[str], *, options: SearchOptions | None = None, max_tokens: int = 4096
+    ) -> list[str]:
+        """Translates raw text.
+
+        Args:
+            texts: Raw source sentences; a blank one has a blank translation.
+            options: How to search. None: as the constructor says.
+            max_tokens: Padded source tokens per batch.
+
+        Returns:
+            Detokenised text, one per source, in the same order.
+        """
+        return [t.text for t in self.translations(texts, options=options, max_tokens=max_tokens)]
+
+    def translations(
+        self, texts: Sequence[str], *, options: SearchOptions | None = None, max_tokens: int = 4096
+    ) -> list[Translation]:
+        """Translates raw text as ``translate`` does, with scores and alternatives.
+
+        Raises:
+            ValueError: If the module has no tokenizer of its own.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "translating text needs a tokenizer; load a litseq checkpoint that holds one, or "
+                "fit with a litseq DataModule."
+            )
+        options = options or self.search_options
+        encoded = self.tokenizer.encode_source(texts)
+        filled = [i for i, text in enumerate(texts) if text.strip()]
+        self._warn_of_unknown(encoded, filled)
+        blank = (ScoredText("", 0.0, 0.0, 0),)
+        results = [Translation(i, text, blank) for i, text in enumerate(texts)]
+        training = self.training
+        self.eval()
+        plan = plan_batches([len(encoded[i]) for i in filled], max_tokens=max_tokens, shuffle=False)
+        for rows in plan.batches():
+            ids = [filled[row] for row in rows]
+            batch = collate([encoded[i] for i in ids], ids=ids, pad_id=self.hparams["pad_id"])
+            n_best = self._search(self._to_device(batch), options)
+            for i, hypotheses in zip(ids, n_best, strict=True):
+                results[i] = Translation(i, texts[i], self._hypotheses(hypotheses))
+        self.train(training)
+        return results
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return self.transfer_batch_to_device(batch, self.device, 0)
+
+    def _warn_of_unknown(self, encoded: Sequence[Sequence[int]], filled: Sequence[int]) -> None:
+        assert self.tokenizer is not None
+        unk, eos = self.tokenizer.unk_id, self.tokenizer.eos_id
+        lost = [i for i in filled if unk in encoded[i] and set(encoded[i]) <= {unk, eos}]
+        if lost:
+            log.warning(
+                "%d of %d sources hold only unknown characters (first: line %d); the model cannot "
+                "read them: is this the right language?",
+                len(lost),
+                len(encoded),
+                lost[0] + 1,
+            )
+
+    # ---- checkpoints ----
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the class and the tokenizer, so that the file alone can translate."""
+        checkpoint["litseq"] = checkpoints.describe(type(self), self.tokenizer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another model or tokenizer.
+
+        Raises:
+            ValueError: If the checkpoint does not fit; the message names both sides.
+        """
+        checkpoints.check_fits(checkpoint, self, self.tokenizer)
+        if self.tokenizer is None:
+            self.tokenizer = checkpoints.tokenizer_of(checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | PathLike[str],
+        *,
+        map_location: torch.device | str = "cpu",
+        hparams: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Restores the module that wrote the file: called on ``Seq2Seq``, of whatever subclass.
+
+        Lightning's own method builds the class that it is called on, with whatever arguments it
+        happens to share; here the file says which class it is, and only weights are read, never
+        code.
+
+        Args:
+            checkpoint_path: A file on this machine.
+            map_location: Where the weights go.
+            hparams: Constructor arguments that replace the saved ones, such as ``beam_size``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is no litseq checkpoint, or one of another class.
+        """
+        checkpoint = checkpoints.read(checkpoint_path)
+        module = checkpoints.find_class(checkpoint, cls)(
+            **{**checkpoint["hyper_parameters"], **(hparams or {})}
+        )
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        module.to(map_location).eval()
+        return module
+
+
+def _token_mean() -> MeanMetric:
+    # "ignore" would look for NaN, and wait for the device, at every update
+    return MeanMetric(nan_strategy="disable")

@@ -1,0 +1,3 @@
+from wandb_reader import offline_wandb
+
+__all__ = ["offline_wandb"]

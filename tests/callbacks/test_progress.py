@@ -1,0 +1,110 @@
+import csv
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from litseq.callbacks import TokenThroughput, progress
+
+# source lengths and target lengths of four batches of one row each
+LENGTHS = [(7, 5), (3, 2), (7, 1), (4, 4)]
+SRC_LEN, TGT_LEN = 7, 5
+
+
+def batch(src_len: int, tgt_len: int) -> dict[str, torch.Tensor]:
+    labels = torch.full((TGT_LEN,), -100)
+    labels[:tgt_len] = 3
+    return {"attention_mask": (torch.arange(SRC_LEN) < src_len).long(), "labels": labels}
+
+
+class Module(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch, batch_idx):
+        return self.weight**2
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder: Path, model: Module, data: list, **options) -> list[dict[str, str]]:
+    """The rows that were logged with a throughput."""
+    logger = CSVLogger(folder)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[TokenThroughput()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 1, "log_every_n_steps": 2, **options},
+    )
+    trainer.fit(model, DataLoader(data), DataLoader(data[:1]))
+    metrics = Path(logger.log_dir) / "metrics.csv"
+    if not metrics.exists():
+        return []
+    with metrics.open() as file:
+        return [row for row in csv.DictReader(file) if row.get("train/padding")]
+
+
+def test_padding_is_counted_over_the_steps_since_the_last_log(tmp_path):
+    rows = fit(tmp_path, Module(), [batch(*lengths) for lengths in LENGTHS])
+    positions = 2 * (SRC_LEN + TGT_LEN)
+    expected = [1 - (7 + 5 + 3 + 2) / positions, 1 - (7 + 1 + 4 + 4) / positions]
+    assert [float(row["train/padding"]) for row in rows] == pytest.approx(expected)
+
+
+def test_padding_of_labels_alone(tmp_path):
+    data = [{"labels": batch(*lengths)["labels"]} for lengths in LENGTHS]
+    rows = fit(tmp_path, Module(), data)
+    assert [float(row["train/padding"]) for row in rows] == pytest.approx([0.3, 0.5])
+
+
+def test_accumulated_batches_count_together(tmp_path):
+    data = [batch(*lengths) for lengths in LENGTHS]
+    rows = fit(tmp_path, Module(), data, accumulate_grad_batches=2, log_every_n_steps=1)
+    positions = 2 * (SRC_LEN + TGT_LEN)
+    expected = [1 - (7 + 5 + 3 + 2) / positions, 1 - (7 + 1 + 4 + 4) / positions]
+    assert [float(row["train/padding"]) for row in rows] == pytest.approx(expected)
+
+
+def test_rate_counts_target_tokens_and_not_the_time_of_validation(tmp_path, monkeypatch):
+    now = [0.0]
+
+    class Ticking(Module):
+        def training_step(self, batch, batch_idx):
+            now[0] += 2
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            now[0] += 100
+
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    data = [batch(*lengths) for lengths in LENGTHS]
+    rows = fit(tmp_path, Ticking(), data, val_check_interval=1)
+    rates = [float(row["train/tokens_per_second"]) for row in rows]
+    assert rates == pytest.approx([(5 + 2) / 4, (1 + 4) / 4])  # two steps of two seconds each
+    assert now[0] == 4 * 2 + 5 * 100  # the sanity check among the validations
+
+
+def test_logging_switched_off_is_no_error(tmp_path):
+    assert fit(tmp_path, Module(), [batch(1, 1)], log_every_n_steps=0) == []
+
+
+def test_other_batches_are_told_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="litseq"):
+        assert fit(tmp_path, Module(), [torch.zeros(2) for _ in range(3)]) == []
+    assert [r.message for r in caplog.records if r.name.startswith("litseq")] == [
+        "TokenThroughput logs nothing: a batch must be a mapping with a tensor `labels`, "
+        "got Tensor."
+    ]
