@@ -7,7 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
+    from litseq.architectures import (
+        RnnAttentionSeq2Seq,
+        RnnSeq2Seq,
+        Seq2Seq,
+        TransformerSeq2Seq,
+    )
     from litseq.callbacks import TokenThroughput, TranslationSamples, TranslationWriter
     from litseq.data import TokenBucketLoader, TranslationDataModule, TranslationTokenizer
     from litseq.decoding import SearchOptions, beam_search, generate, greedy_search, sample_search
@@ -15,12 +20,12 @@ if TYPE_CHECKING:
     from litseq.metrics import corpus_scores
     from litseq.models import Rnn, RnnAttention, Seq2SeqModel, Transformer
     from litseq.schedules import scheduler
-    from litseq.task import Seq2Seq
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "architectures": ("RnnAttentionSeq2Seq", "RnnSeq2Seq", "TransformerSeq2Seq"),
+    # Seq2Seq comes with its subclasses, so that it can restore them from a checkpoint
+    "architectures": ("RnnAttentionSeq2Seq", "RnnSeq2Seq", "Seq2Seq", "TransformerSeq2Seq"),
     "callbacks": ("TokenThroughput", "TranslationSamples", "TranslationWriter"),
     "data": ("TokenBucketLoader", "TranslationDataModule", "TranslationTokenizer"),
     "decoding": ("SearchOptions", "beam_search", "generate", "greedy_search", "sample_search"),
@@ -28,7 +33,6 @@ _HOMES = {
     "metrics": ("corpus_scores",),
     "models": ("Rnn", "RnnAttention", "Seq2SeqModel", "Transformer"),
     "schedules": ("scheduler",),
-    "task": ("Seq2Seq",),
 }
 _HOME = {name: f"litseq.{home}" for home, names in _HOMES.items() for name in names}
 

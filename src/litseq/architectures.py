@@ -10,7 +10,7 @@ from litseq.models.rnn_attention import RnnAttention
 from litseq.models.transformer import Transformer
 from litseq.task import Seq2Seq
 
-__all__ = ["RnnAttentionSeq2Seq", "RnnSeq2Seq", "TransformerSeq2Seq"]
+__all__ = ["RnnAttentionSeq2Seq", "RnnSeq2Seq", "Seq2Seq", "TransformerSeq2Seq"]
 
 
 class RnnSeq2Seq(Seq2Seq):

@@ -7,11 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from jsonargparse import Namespace, auto_cli
+from jsonargparse import auto_cli
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -106,7 +104,7 @@ class Seq2SeqCLI(LightningCLI):
         if path in (None, "best", "last", "hpc") or command not in self.subcommands():
             return
         checkpoint = checkpoints.read(str(path))
-        cls = checkpoints.find_class(checkpoint, Seq2Seq)
+        cls = checkpoints.find_class(checkpoint, Seq2Seq)  # type: ignore[type-abstract]
         defaults: dict[str, Any] = {
             "model": {
                 "class_path": f"{cls.__module__}.{cls.__qualname__}",
@@ -173,4 +171,6 @@ def _wandb_offline_unless_logged_in() -> None:
     if os.environ.get("WANDB_MODE") or wandb.api.api_key:
         return
     os.environ["WANDB_MODE"] = "offline"
-    log.warning("not logged in to W&B: the run is kept offline; 'wandb sync FOLDER' sends it later.")
+    log.warning(
+        "not logged in to W&B: the run is kept offline; 'wandb sync FOLDER' sends it later."
+    )

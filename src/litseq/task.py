@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -13,23 +12,20 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MetricCollection, SumMetric
 from typing_extensions import Self
 
 from litseq import checkpoints
-from litseq.data.buckets import plan_batches
-from litseq.data.collate import collate
 from litseq.data.tokenizer import TranslationTokenizer
-from litseq.decoding import Hypothesis, SearchOptions, generate
+from litseq.decoding import SearchOptions
 from litseq.losses import IGNORE, TokenLoss, token_loss
 from litseq.metrics import Evaluation, corpus_scores
 from litseq.models.base import Seq2SeqModel
 from litseq.schedules import Schedule, scheduler
-from litseq.types import Batch, ScoredText, Translation
+from litseq.translator import Translator
+from litseq.types import Batch, Translation
 
 __all__ = ["Seq2Seq"]
-
-log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -117,8 +113,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         self.evaluation: Evaluation | None = None
         self._translations: list[Translation] = []
         self._num_tokens: Tensor | None = None
-        self.val_loss, self.val_nll = _token_mean(), _token_mean()
-        self.test_loss, self.test_nll = _token_mean(), _token_mean()
+        self.val_sums, self.test_sums = _sums(), _sums()
 
     # ---- the network ----
 
@@ -131,6 +126,12 @@ class Seq2Seq(pl.LightningModule, ABC):
             src_vocab_size: Number of source tokens; None = one vocabulary for both sides.
         """
 
+    def setup(self, stage: str) -> None:
+        """Takes vocabulary and ids from the DataModule's tokenizer, if it has a litseq one."""
+        tokenizer = getattr(self._datamodule(), "tokenizer", None)
+        if isinstance(tokenizer, TranslationTokenizer):
+            self._adopt(tokenizer)
+
     def configure_model(self) -> None:
         """Builds the network once the vocabulary is known; does nothing the second time.
 
@@ -139,18 +140,20 @@ class Seq2Seq(pl.LightningModule, ABC):
         """
         if self.network is not None:
             return
-        datamodule = getattr(self._trainer, "datamodule", None)
-        tokenizer = getattr(datamodule, "tokenizer", None)
-        if isinstance(tokenizer, TranslationTokenizer):
-            self._adopt(tokenizer)
+        if self.hparams["vocab_size"] is None and self._trainer is not None:
+            self.setup("fit")  # weight averaging builds the model before Lightning calls setup
         if self.hparams["vocab_size"] is None:
             raise ValueError(
-                f"vocab_size is unknown: {type(datamodule).__name__} has no litseq tokenizer; pass "
-                f"vocab_size (and src_vocab_size where the source has its own vocabulary)."
+                f"vocab_size is unknown: {type(self._datamodule()).__name__} has no litseq "
+                f"tokenizer; pass vocab_size (and src_vocab_size where the source has its own "
+                f"vocabulary)."
             )
         self.network = self.build_network(
             self.hparams["vocab_size"], self.hparams["src_vocab_size"]
         )
+
+    def _datamodule(self) -> Any:  # noqa: ANN401 - anybody's, or None
+        return getattr(self._trainer, "datamodule", None)
 
     def _adopt(self, tokenizer: TranslationTokenizer) -> None:
         """Takes sizes and ids from the tokenizer, or refuses one that does not fit."""
@@ -258,7 +261,7 @@ class Seq2Seq(pl.LightningModule, ABC):
             "lr_scheduler": {"scheduler": chosen, "interval": "step"},
         }
 
-    # ---- validation and test ----
+    # ---- validation, test and predict ----
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Sums the loss and decodes."""
@@ -270,6 +273,14 @@ class Seq2Seq(pl.LightningModule, ABC):
         """Sums the loss and decodes."""
         self._evaluate(batch, "test", self.search_options)
 
+    def on_validation_epoch_start(self) -> None:
+        """Begins new sums."""
+        self.val_sums.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Begins new sums."""
+        self.test_sums.reset()
+
     def on_validation_epoch_end(self) -> None:
         """Scores the epoch's translations."""
         self._score("val")
@@ -278,17 +289,60 @@ class Seq2Seq(pl.LightningModule, ABC):
         """Scores the epoch's translations."""
         self._score("test")
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Translation]:
+        """Translates a batch with the search options of the constructor.
+
+        Raises:
+            ValueError: If there is no tokenizer to turn ids into text.
+        """
+        translator = self._translator()
+        if translator is None:
+            raise ValueError(
+                "predict needs a tokenizer to turn ids into text; give the DataModule a "
+                "'tokenizer' attribute that has a decode method."
+            )
+        return self._translate_batch(translator, batch, "predict", self.search_options)
+
+    def _sums(self, split: Split) -> MetricCollection:
+        return self.val_sums if split == "val" else self.test_sums
+
     def _evaluate(self, batch: Batch, split: Split, options: SearchOptions | None) -> None:
-        loss, nll, num_tokens = self._loss(batch)
-        for name, total in (("loss", loss), ("nll", nll)):
-            metric = getattr(self, f"{split}_{name}")
-            metric.update(total / num_tokens, num_tokens)
-            self.log(f"{split}/{name}", metric, prog_bar=name == "loss")
-        if options is not None and self._decoder() is not None:
-            self._translations += self._translate_batch(batch, split, options)
+        for name, total in self._loss(batch)._asdict().items():
+            self._sums(split)[name].update(total)
+        translator = self._translator()
+        if options is not None and translator is not None:
+            self._translations += self._translate_batch(translator, batch, split, options)
+
+    def _translate_batch(
+        self, translator: Translator, batch: Batch, split: Split, options: SearchOptions
+    ) -> list[Translation]:
+        texts = translator.translate_batch(batch, options)
+        if "id" in batch:
+            ids = batch["id"].tolist()
+        else:  # a foreign DataModule's examples are numbered as they come
+            ids = [len(self._translations) + row for row in range(len(texts))]
+        sources, references = self._raw_texts(translator, batch, split, ids)
+        return list(map(Translation, ids, sources, texts, references))
+
+    def _raw_texts(
+        self, translator: Translator, batch: Batch, split: Split, ids: Sequence[int]
+    ) -> tuple[Sequence[str], Sequence[str | None]]:
+        """Asks the DataModule for the raw text, or decodes ids where it keeps none."""
+        nothing = [None] * len(ids)
+        texts = getattr(self._datamodule(), "texts", None)
+        if texts is not None:
+            sources, references = texts(split, ids)
+            return sources, references or nothing
+        sources = [translator.source_text(row) for row in batch["input_ids"].tolist()]
+        if "labels" not in batch:
+            return sources, nothing
+        return sources, [translator.target_text(row) for row in batch["labels"].tolist()]
 
     def _score(self, split: Split) -> None:
-        self.log(f"{split}/ppl", getattr(self, f"{split}_nll").compute().exp())
+        sums = self._sums(split).compute()  # over all ranks
+        nll = sums["nll"] / sums["num_tokens"]
+        self.log(f"{split}/loss", sums["loss"] / sums["num_tokens"], prog_bar=True)
+        self.log_dict({f"{split}/nll": nll, f"{split}/ppl": nll.exp()})
         translations, self._translations = self._translations, []
         if self.trainer.world_size > 1:
             ranks: list[Any] = [None] * self.trainer.world_size
@@ -296,92 +350,31 @@ class Seq2Seq(pl.LightningModule, ABC):
             translations = [translation for rank in ranks for translation in rank]
         by_id = {translation.id: translation for translation in translations}
         translations = [by_id[i] for i in sorted(by_id)]
+        references = [t.reference for t in translations if t.reference is not None]
         self.evaluation = None
-        if not translations or any(t.reference is None for t in translations):
+        if not references or len(references) < len(translations):
             return
         scores = corpus_scores(
             [t.text for t in translations],
-            [t.reference or "" for t in translations],
-            tgt_lang=getattr(self._decoder(), "tgt_lang", None),
+            references,
+            tgt_lang=None if self.tokenizer is None else self.tokenizer.tgt_lang,
         )
         self.evaluation = Evaluation(split, tuple(translations), scores)
         for name in ("bleu", "chrf", "ter", "exact_match"):
             self.log(f"{split}/{name}", getattr(scores, name), prog_bar=name == "bleu")
 
-    # ---- decoding ----
+    # ---- translating text ----
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Translation]:
-        """Translates a batch with the search options of the constructor."""
-        if self._decoder() is None:
-            raise ValueError(
-                "predict needs a tokenizer to turn ids into text; give the DataModule a "
-                "'tokenizer' attribute with a decode method."
-            )
-        return self._translate_batch(batch, "predict", self.search_options)
-
-    def _decoder(self) -> Any:  # noqa: ANN401 - anything with decode(ids) -> str
-        if self.tokenizer is not None:
-            return self.tokenizer
-        return getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
-
-    @torch.inference_mode()
-    def _search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
-        model, h = self._model(), self.hparams
-        mask = batch["attention_mask"]
-        return generate(
-            model,
-            model.encode(batch["input_ids"], mask == 0),
-            src_lengths=mask.sum(1),
-            options=options,
-            bos_id=h["bos_id"],
-            eos_id=h["eos_id"],
-            suppress=tuple({h["pad_id"], h["bos_id"]} - {h["eos_id"]}),
-        )
-
-    def _translate_batch(
-        self, batch: Batch, split: Split, options: SearchOptions
-    ) -> list[Translation]:
-        n_best = self._search(batch, options)
-        ids = batch["id"].tolist() if "id" in batch else self._next_ids(len(n_best))
-        sources, references = self._texts(batch, split, ids)
-        return [
-            Translation(i, source, self._hypotheses(hypotheses), reference)
-            for i, source, hypotheses, reference in zip(
-                ids, sources, n_best, references, strict=True
-            )
-        ]
-
-    def _next_ids(self, count: int) -> list[int]:
-        """Numbers the examples of a foreign DataModule in the order they come."""
-        start = len(self._translations)
-        return list(range(start, start + count))
-
-    def _texts(
-        self, batch: Batch, split: Split, ids: Sequence[int]
-    ) -> tuple[Sequence[str], Sequence[str | None]]:
-        """Finds raw sources and references, or decodes them where the DataModule keeps none."""
-        texts = getattr(getattr(self._trainer, "datamodule", None), "texts", None)
-        if texts is not None:
-            sources, references = texts(split, ids)
-            return sources, references or [None] * len(ids)
-        sources = [self._decode(row, source=True) for row in batch["input_ids"].tolist()]
-        if "labels" not in batch:
-            return sources, [None] * len(ids)
-        return sources, [self._decode(row) for row in batch["labels"].tolist()]
-
-    def _decode(self, ids: Sequence[int], *, source: bool = False) -> str:
-        h, tokenizer = self.hparams, self._decoder()
-        special = {h["pad_id"], h["bos_id"], h["eos_id"], IGNORE}
-        decode = tokenizer.decode
-        if source:
-            decode = getattr(tokenizer, "decode_source", decode)
-        text: str = decode([i for i in ids if i not in special])
-        return text
-
-    def _hypotheses(self, hypotheses: Sequence[Hypothesis]) -> tuple[ScoredText, ...]:
-        return tuple(
-            ScoredText(self._decode(h.tokens), h.score, h.log_prob, len(h.tokens))
-            for h in hypotheses
+    def _translator(self) -> Translator | None:
+        """Puts network and tokenizer together, where there is a tokenizer."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            tokenizer = getattr(self._datamodule(), "tokenizer", None)
+        if tokenizer is None:
+            return None
+        h = self.hparams
+        return Translator(
+            self._model(), tokenizer, pad_id=h["pad_id"], bos_id=h["bos_id"], eos_id=h["eos_id"]
         )
 
     def translate(
@@ -405,46 +398,22 @@ class Seq2Seq(pl.LightningModule, ABC):
         """Translates raw text as ``translate`` does, with scores and alternatives.
 
         Raises:
-            ValueError: If the module has no tokenizer of its own.
+            ValueError: If the module has no litseq tokenizer.
         """
-        if self.tokenizer is None:
+        translator = self._translator()
+        if translator is None:
             raise ValueError(
                 "translating text needs a tokenizer; load a litseq checkpoint that holds one, or "
                 "fit with a litseq DataModule."
             )
-        options = options or self.search_options
-        encoded = self.tokenizer.encode_source(texts)
-        filled = [i for i, text in enumerate(texts) if text.strip()]
-        self._warn_of_unknown(encoded, filled)
-        blank = (ScoredText("", 0.0, 0.0, 0),)
-        results = [Translation(i, text, blank) for i, text in enumerate(texts)]
         training = self.training
         self.eval()
-        plan = plan_batches([len(encoded[i]) for i in filled], max_tokens=max_tokens, shuffle=False)
-        for rows in plan.batches():
-            ids = [filled[row] for row in rows]
-            batch = collate([encoded[i] for i in ids], ids=ids, pad_id=self.hparams["pad_id"])
-            n_best = self._search(self._to_device(batch), options)
-            for i, hypotheses in zip(ids, n_best, strict=True):
-                results[i] = Translation(i, texts[i], self._hypotheses(hypotheses))
-        self.train(training)
-        return results
-
-    def _to_device(self, batch: Batch) -> Batch:
-        return self.transfer_batch_to_device(batch, self.device, 0)
-
-    def _warn_of_unknown(self, encoded: Sequence[Sequence[int]], filled: Sequence[int]) -> None:
-        assert self.tokenizer is not None
-        unk, eos = self.tokenizer.unk_id, self.tokenizer.eos_id
-        lost = [i for i in filled if unk in encoded[i] and set(encoded[i]) <= {unk, eos}]
-        if lost:
-            log.warning(
-                "%d of %d sources hold only unknown characters (first: line %d); the model cannot "
-                "read them: is this the right language?",
-                len(lost),
-                len(encoded),
-                lost[0] + 1,
+        try:
+            return translator.translate(
+                texts, options or self.search_options, max_tokens=max_tokens, device=self.device
             )
+        finally:
+            self.train(training)
 
     # ---- checkpoints ----
 
@@ -496,6 +465,9 @@ class Seq2Seq(pl.LightningModule, ABC):
         return module
 
 
-def _token_mean() -> MeanMetric:
-    # "ignore" would look for NaN, and wait for the device, at every update
-    return MeanMetric(nan_strategy="disable")
+def _sums() -> MetricCollection:
+    # "disable": to look for NaN would mean to wait for the device at every update
+    return MetricCollection(
+        {name: SumMetric(nan_strategy="disable") for name in TokenLoss._fields},
+        compute_groups=False,
+    )

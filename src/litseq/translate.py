@@ -1,3 +1,183 @@
 """``litseq translate``: lines in, translations out; a checkpoint alone suffices."""
 
-from __future__ import annotations
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Literal, TextIO
+
+import torch
+
+from litseq.decoding import SearchOptions
+from litseq.task import Seq2Seq
+from litseq.types import Translation
+
+__all__ = ["main"]
+
+_CHUNK = 2048
+"""Lines that are read, sorted by length and translated together."""
+
+
+def main(
+    ckpt: str,
+    *,
+    input: str = "-",
+    output: str = "-",
+    format: Literal["text", "jsonl"] = "text",
+    n_best: int = 1,
+    beam_size: int | None = None,
+    length_penalty: float | None = None,
+    max_len_a: float | None = None,
+    max_len_b: int | None = None,
+    sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    max_tokens: int = 4096,
+    device: str = "auto",
+) -> None:
+    """Translates text, one sentence a line, with a litseq checkpoint.
+
+    As many lines come out as went in, in their order; a blank line stays blank. From a terminal,
+    each line is answered as it is typed.
+
+    Args:
+        ckpt: A litseq checkpoint; it brings model and tokenizer.
+        input: Text file in UTF-8; - is standard input.
+        output: File to write, whole or not at all; - is standard output.
+        format: Plain text (n_best above 1: Moses' "number ||| text ||| score"), or a JSON object a
+            line with source, text, score and all hypotheses.
+        n_best: Translations per sentence.
+        beam_size: Hypotheses kept; 1 is greedy. Default: the checkpoint's.
+        length_penalty: Exponent of the length normalisation. Default: the checkpoint's.
+        max_len_a: Longest output is max_len_a * source tokens + max_len_b. Default: the
+            checkpoint's.
+        max_len_b: See max_len_a.
+        sample: Draw translations at random instead of searching the best.
+        temperature: Divides the logits before drawing; below 1 is safer, above 1 bolder.
+        top_k: Draw among the k most probable tokens; 0 is all.
+        top_p: Draw among the most probable tokens that make up this probability; 1 is all.
+        seed: Seed of the draws.
+        max_tokens: Padded source tokens per batch.
+        device: Such as cpu or cuda:0; auto is an accelerator where there is one.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the checkpoint, an option or a line of the input is not usable.
+    """
+    module = Seq2Seq.load_from_checkpoint(ckpt, map_location=_device(device))
+    saved = module.search_options
+    options = SearchOptions(
+        beam_size=max(n_best, saved.beam_size) if beam_size is None else beam_size,
+        length_penalty=saved.length_penalty if length_penalty is None else length_penalty,
+        n_best=n_best,
+        max_len_a=saved.max_len_a if max_len_a is None else max_len_a,
+        max_len_b=saved.max_len_b if max_len_b is None else max_len_b,
+        sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    write = _FORMATS["moses" if format == "text" and n_best > 1 else format]
+    with _open_input(input) as source, _open_output(output) as target:
+        typed = source.isatty() and target.isatty()
+        lines = _lines(source, input)
+        first = 0
+        while chunk := list(islice(lines, 1 if typed else _CHUNK)):
+            for translation in module.translations(chunk, options=options, max_tokens=max_tokens):
+                target.writelines(f"{line}\n" for line in write(first, translation))
+            target.flush()
+            first += len(chunk)
+
+
+def _text(first: int, translation: Translation) -> Iterable[str]:
+    yield " ".join(translation.text.splitlines())
+
+
+def _moses(first: int, translation: Translation) -> Iterable[str]:
+    for hypothesis in translation.hypotheses:
+        text = " ".join(hypothesis.text.splitlines())
+        yield f"{first + translation.id} ||| {text} ||| {hypothesis.score:.4f}"
+
+
+def _jsonl(first: int, translation: Translation) -> Iterable[str]:
+    hypotheses = [
+        {"text": h.text, "score": h.score, "log_prob": h.log_prob, "num_tokens": h.num_tokens}
+        for h in translation.hypotheses
+    ]
+    record = {
+        "id": first + translation.id,
+        "source": translation.source,
+        **hypotheses[0],
+        "hypotheses": hypotheses,
+    }
+    yield json.dumps(record, ensure_ascii=False)
+
+
+_FORMATS: dict[str, Callable[[int, Translation], Iterable[str]]] = {
+    "text": _text,
+    "moses": _moses,
+    "jsonl": _jsonl,
+}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}; give auto, cpu, cuda or cuda:0.") from error
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """Decodes line by line, so that an error names its line; only a line feed ends a line."""
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{'standard input' if name == '-' else name}, line {number}: byte "
+                f"0x{line[error.start]:02x} at position {error.start + 1} is not UTF-8; convert "
+                f"the text to UTF-8."
+            ) from error
+        yield text.removesuffix("\n").removesuffix("\r")
+
+
+@contextmanager
+def _open_input(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    path = Path(name)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a text file.")
+    if not path.exists():
+        raise FileNotFoundError(f"no input file at {path}.")
+    with path.open("rb") as file:
+        yield file
+
+
+@contextmanager
+def _open_output(name: str) -> Iterator[TextIO]:
+    if name == "-":
+        # a terminal of another encoding must not end the run in the middle
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        yield sys.stdout
+        return
+    path = Path(name)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

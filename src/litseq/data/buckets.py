@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 LoadBatch = Callable[[Ints, int], Batch]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchPlan:
     """Who goes with whom, and when: the batches of one epoch for all ranks together.
 
@@ -82,10 +82,10 @@ def plan_batches(
     The row is sorted by the longer side, and among equals by the difference of the sides, upwards
     and downwards in turn: so neighbours are alike on both sides.
 
-    With ``shuffle``, each epoch draws a noise of up to one token on that difference, where the
-    first batch ends (which moves all other borders), and the order of the batches. The number of
-    batches is the same in every epoch and a multiple of ``world_size``: batches are halved until it
-    is, so that no example is left out or doubled.
+    With ``shuffle``, each epoch draws the order among equal lengths, where the first batch ends
+    (which moves all other borders), and the order of the batches. The number of batches is the same
+    in every epoch and a multiple of ``world_size``: batches are halved until it is, so that no
+    example is left out or doubled.
 
     Without, as in evaluation, batches and order never change; the order is drawn once, so that the
     first batches are a fair sample. There may be fewer batches than ranks.
@@ -140,7 +140,7 @@ def _check_lengths(src_lengths: ArrayLike, tgt_lengths: ArrayLike | None) -> tup
             f"src_lengths and tgt_lengths must be one row each of equal size, got shapes "
             f"{src.shape} and {tgt.shape}."
         )
-    if len(src) and min(src.min(), tgt.min()) < 1:
+    if src.size and min(src.min(), tgt.min()) < 1:
         raise ValueError(f"lengths must be at least 1, got {min(src.min(), tgt.min())}.")
     return src, tgt
 
@@ -155,7 +155,7 @@ def _check_limits(max_tokens: int, max_sentences: int | None, world_size: int) -
 def _sort(src: Ints, tgt: Ints, longest: Ints, rng: np.random.Generator | None) -> Ints:
     difference = (src - tgt).astype(np.float64)
     if rng is not None:
-        difference += rng.uniform(-1, 1, size=len(src))
+        difference += rng.random(len(src))  # below 1: it decides among equals alone
     # Where one length ends with long sources, the next one begins with long sources.
     difference[longest % 2 == 1] *= -1
     return np.lexsort((difference, longest)).astype(np.int64)
@@ -268,10 +268,11 @@ class TokenBucketLoader:
         self._start = 0  # where the next pass begins
         self._yielded = 0  # batches of this epoch that were handed out
         self._plan: tuple[tuple[int, int], BatchPlan] | None = None  # key: epoch, world size
+        self._agenda = _Agenda()
         self._loader = DataLoader(
             _Batches(load_batch),
             batch_size=None,
-            sampler=_Cursor(self),
+            sampler=self._agenda,
             num_workers=num_workers,
             persistent_workers=persistent_workers and num_workers > 0,
             pin_memory=pin_memory,
@@ -337,8 +338,10 @@ class TokenBucketLoader:
     def __iter__(self) -> Iterator[Batch]:
         # A generator: it looks at epoch and start only when the first batch is asked for, since a
         # Trainer makes the iterator before it sets the epoch.
-        batches, num_batches = iter(self._loader), len(self)
+        num_batches = len(self)
+        self._agenda.items = self._remaining()
         self._yielded, self._start = self._start, 0
+        batches = iter(self._loader)
         for batch in batches:
             self._yielded += 1
             if self._yielded >= num_batches:
@@ -392,8 +395,8 @@ class TokenBucketLoader:
             return torch.distributed.get_world_size(), torch.distributed.get_rank()
         return 1, 0
 
-    def _pending(self) -> list[tuple[int, Ints]]:
-        """Epoch and example numbers of the batches that a pass starting now will yield."""
+    def _remaining(self) -> list[tuple[int, Ints]]:
+        """Epoch and example numbers of the batches from ``_start`` on."""
         _, rank = self._locate()
         return [(self._epoch, self._ids[b]) for b in self.plan().batches(rank)[self._start :]]
 
@@ -412,14 +415,17 @@ class _EpochSetter:
         self.sampler = loader
 
 
-class _Cursor(Sampler[tuple[int, Ints]]):
-    """What is left of the loader's present epoch, read anew for each pass."""
+class _Agenda(Sampler[tuple[int, Ints]]):
+    """The batches of the next pass.
 
-    def __init__(self, loader: TokenBucketLoader) -> None:
-        self._owner = loader
+    It does not know its loader: without that circle, worker processes end with the last reference.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[tuple[int, Ints]] = []
 
     def __iter__(self) -> Iterator[tuple[int, Ints]]:
-        return iter(self._owner._pending())
+        return iter(self.items)
 
 
 class _Batches(Dataset[Batch]):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from litseq.data.buckets import TokenBucketLoader
 from litseq.data.corpora import default_cache_dir
 from litseq.data.encoding import EncodedSplit, SubwordSampling
-from litseq.data.filters import FilterReport, duplicate_rows, filter_pairs
+from litseq.data.filters import duplicate_rows, filter_pairs, review_pairs
 from litseq.data.prepare import SPLITS, Preparation, Prepared, Split
 from litseq.data.tokenizer import ModelType, Normalization, TranslationTokenizer
 
@@ -35,9 +35,10 @@ class TranslationDataModule(L.LightningDataModule):
     """Parallel text as length-bucketed batches of token ids.
 
     Data come from one of three places. Files: ``train``, ``val`` and ``test`` name them. The Hub:
-    ``dataset`` names the dataset, and ``train``, ``val`` and ``test`` its splits. The built-in demo:
-    nothing is named. A file is the prefix of a text pair (``data/train`` for ``data/train.en`` and
-    ``data/train.de``), or a ``.tsv``, ``.jsonl`` or ``.parquet`` file; each also with ``.gz``.
+    ``dataset`` names the dataset, and ``train``, ``val`` and ``test`` its splits. The built-in
+    demo: nothing is named. A file is the prefix of a text pair (``data/train`` for
+    ``data/train.en`` and ``data/train.de``), or a ``.tsv``, ``.jsonl`` or ``.parquet`` file; each
+    also with ``.gz``.
 
     ``prepare_data`` reads, trains the tokenizer on the training split and encodes, once for the
     same inputs; ``setup`` maps the results into memory. Both work without a Trainer.
@@ -208,16 +209,16 @@ class TranslationDataModule(L.LightningDataModule):
         src, tgt = loader.efficiency()
         return (
             f"{tokenizer.src_lang}-{tokenizer.tgt_lang}: {loader.num_examples:,} training pairs, "
-            f"{loader.num_tokens[0]:,} source and {loader.num_tokens[1]:,} target tokens, vocabulary "
-            f"{vocabulary}; {len(loader):,} batches per epoch and device, each of at most "
-            f"max_tokens={self._max_tokens:,} padded tokens, {src:.1%} of them real in the source and "
-            f"{tgt:.1%} in the target."
+            f"{loader.num_tokens[0]:,} source and {loader.num_tokens[1]:,} target tokens, "
+            f"vocabulary {vocabulary}; {len(loader):,} batches per epoch and device, each of at "
+            f"most max_tokens={self._max_tokens:,} padded tokens, {src:.1%} of them real in the "
+            f"source and {tgt:.1%} in the target."
         )
 
     def prepare_data(self) -> None:
         """Reads, trains the tokenizer, encodes; what is in the cache is not made again."""
         fn = None if self.trainer is None else self.trainer.state.fn
-        wanted = set(_STAGES.get(fn or "", SPLITS))
+        wanted = set(SPLITS if fn is None else _STAGES[fn.value])
         if fn == "fit":
             wanted.add("test")  # a missing file shows now, not after the training
         self._preparation.run(wanted)
@@ -239,8 +240,12 @@ class TranslationDataModule(L.LightningDataModule):
         for split in SPLITS if stage is None else _STAGES[stage]:
             if split in prepared.tokens and split not in self._splits:
                 self._splits[split] = self._open_split(split, prepared)
-                self._filter_train() if split == "train" else self._report_evaluation(split)
-        if stage == "fit":
+                if split == "train":
+                    self._filter_train()
+                else:
+                    self._review(split)
+        if "train" in self._splits and stage in (None, "fit"):
+            self._report_overlap(prepared)
             _say(logging.INFO, self.describe())
 
     def train_dataloader(self) -> TokenBucketLoader:
@@ -249,8 +254,9 @@ class TranslationDataModule(L.LightningDataModule):
         return self._loader("train", shuffle=not overfit)
 
     def val_dataloader(self) -> TokenBucketLoader | list[TokenBucketLoader]:
-        """Every validation pair exactly once; no loader where there are no validation data."""
-        return self._loader("val") if "val" in self._splits else []
+        """Every validation pair exactly once; no loader where training has no validation data."""
+        fits = self.trainer is not None and self.trainer.state.fn == "fit"
+        return [] if fits and "val" not in self._splits else self._loader("val")
 
     def test_dataloader(self) -> TokenBucketLoader:
         """Every test pair exactly once."""
@@ -287,10 +293,10 @@ class TranslationDataModule(L.LightningDataModule):
         now, then = self.state_dict(), self._expected
         if then and then["tokenizer"] != now["tokenizer"]:
             raise ValueError(
-                f"the data's tokenizer {now['tokenizer'][:12]} (vocabulary {now['src_vocab_size']}, "
-                f"{now['tgt_vocab_size']}) is not the checkpoint's {then['tokenizer'][:12]} "
-                f"(vocabulary {then['src_vocab_size']}, {then['tgt_vocab_size']}); set "
-                f"data.tokenizer to the checkpoint's path."
+                f"the data's tokenizer {now['tokenizer'][:12]} (vocabularies "
+                f"{now['src_vocab_size']} and {now['tgt_vocab_size']}) is not the checkpoint's "
+                f"{then['tokenizer'][:12]} ({then['src_vocab_size']} and "
+                f"{then['tgt_vocab_size']}); set data.tokenizer to the checkpoint's path."
             )
 
     def _split(self, split: str) -> EncodedSplit:
@@ -326,37 +332,54 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _filter_train(self) -> None:
         data = self._splits["train"]
-        columns = {name: data.column(name) for name in ("src_chars", "tgt_chars")}
         duplicate = None
         if self._drop_duplicates:
             duplicate = duplicate_rows(data.column("src_hash"), data.column("tgt_hash"))
+        src, tgt = data.counts("src"), data.counts("tgt")
         self._train_ids, report = filter_pairs(
-            data.column("src_len"),
-            data.column("tgt_len"),
+            src,
+            tgt,
             max_src_len=self._max_src_len,
             max_tgt_len=self._max_tgt_len,
             max_length_ratio=self._max_length_ratio,
-            num_chars=np.maximum(columns["src_chars"], columns["tgt_chars"]),
             max_chars=self._max_chars,
             duplicate=duplicate,
         )
-        _say(logging.INFO, f"train: {report}")
         if report.num_kept == 0:
-            raise ValueError(f"no training pair is left. train: {report}")
+            raise ValueError(f"no training pair is left: {report}.")
+        unknown = f"{src.unknown_rate:.2%} source, {tgt.unknown_rate:.2%} target"
+        _say(logging.INFO, f"train: {report}; unknown tokens: {unknown}.")
 
-    def _report_evaluation(self, split: Split) -> None:
+    def _review(self, split: Split) -> None:
         data = self._splits[split]
-        notes = FilterReport(len(data), {})
-        _say(logging.INFO, f"{split}: {notes}")
-        cut = {
-            f"sources longer than {self._max_src_len} tokens cut": data.num_truncated("src"),
-        }
-        if data.with_target:
-            cut[f"targets longer than {self._max_tgt_len} tokens cut"] = data.num_truncated("tgt")
-        cut["empty sources"] = int(np.count_nonzero(data.column("src_len") < 2))
-        found = ", ".join(f"{n:,} {what}" for what, n in cut.items() if n)
-        if found:
+        src = data.counts("src")
+        odd = review_pairs(
+            src,
+            data.counts("tgt") if data.with_target else None,
+            max_src_len=self._max_src_len,
+            max_tgt_len=self._max_tgt_len,
+            max_chars=self._max_chars,
+        )
+        _say(
+            logging.INFO,
+            f"{split}: {len(data):,} pairs; unknown tokens: {src.unknown_rate:.2%} source.",
+        )
+        if odd:
+            found = ", ".join(f"{n:,} {what}" for what, n in odd.items())
             _say(logging.WARNING, f"{split}: {found}.")
+
+    def _report_overlap(self, prepared: Prepared) -> None:
+        """Scores on sentences that were trained on say little."""
+        train = self._splits["train"].column("src_hash")
+        for split in ("val", "test"):
+            if split in prepared.tokens:
+                data = self._splits.get(split) or self._open_split(split, prepared)
+                sources = data.column("src_hash")
+                if shared := int(np.count_nonzero(np.isin(sources, train))):
+                    _say(
+                        logging.WARNING,
+                        f"{split}: {shared:,} of {len(sources):,} sources also occur in train.",
+                    )
 
     def _loader(self, split: Split, *, shuffle: bool = False) -> TokenBucketLoader:
         data = self._split(split)
@@ -379,6 +402,6 @@ class TranslationDataModule(L.LightningDataModule):
         )
 
 
-@rank_zero_only  # type: ignore[untyped-decorator]
+@rank_zero_only
 def _say(level: int, message: str) -> None:
     _log.log(level, "%s", message)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from litseq.data.collate import collate
 from litseq.data.corpora import build_once, open_arrow
+from litseq.data.filters import SideCounts
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.types import Batch
 
@@ -42,8 +43,9 @@ def cache_tokens(
         desc: What the progress bar says.
 
     Returns:
-        The folder; a row has ``src`` (ids with EOS), ``src_len``, ``src_chars``, ``src_hash`` and, where
-        there is a target, ``tgt`` and so on.
+        The folder. A row has ``src`` (ids with EOS), ``src_len`` (how many), ``src_unk`` (unknown
+        ones), ``src_known`` (neither unknown nor special nor a bare space), ``src_chars`` and
+        ``src_hash`` (of the text); where there is a target, the same of ``tgt``.
     """
     parts = f"{_FORMAT} {texts.name} {tokenizer.fingerprint} {max_chars}"
     key = hashlib.sha256(parts.encode()).hexdigest()[:32]
@@ -74,8 +76,8 @@ def _features(with_target: bool) -> datasets.Features:
     features = {}
     for side in ("src", "tgt") if with_target else ("src",):
         features[side] = datasets.List(datasets.Value("int32"))
-        features[f"{side}_len"] = datasets.Value("int32")
-        features[f"{side}_chars"] = datasets.Value("int32")
+        for name in ("len", "unk", "known", "chars"):
+            features[f"{side}_{name}"] = datasets.Value("int32")
         features[f"{side}_hash"] = datasets.Value("int64")
     return datasets.Features(features)
 
@@ -95,12 +97,20 @@ class _Encoder:
 
     def _encode(self, side: str, texts: list[str]) -> dict[str, Any]:
         tokenizer = self.tokenizer
-        encode = tokenizer.encode_source if side == "src" else tokenizer.encode_target
+        is_source = side == "src"
+        encode = tokenizer.encode_source if is_source else tokenizer.encode_target
+        space = tokenizer.source_space_id if is_source else tokenizer.target_space_id
+        unk, silent = tokenizer.unk_id, {tokenizer.unk_id, tokenizer.eos_id, space}
         ids = encode([text[: self.max_chars] for text in texts])
+        counts = {
+            "len": map(len, ids),
+            "unk": (row.count(unk) for row in ids),
+            "known": (sum(i not in silent for i in row) for row in ids),
+            "chars": map(len, texts),
+        }
         return {
             side: pa.array(ids, pa.list_(pa.int32())),
-            f"{side}_len": pa.array(map(len, ids), pa.int32()),
-            f"{side}_chars": pa.array(map(len, texts), pa.int32()),
+            **{f"{side}_{name}": pa.array(n, pa.int32()) for name, n in counts.items()},
             f"{side}_hash": pa.array(map(_hash, texts), pa.int64()),
         }
 
@@ -130,7 +140,7 @@ class EncodedSplit:
         max_src_len: Longer sources are cut to this many tokens, EOS kept at the end.
         max_tgt_len: Longer targets likewise.
         pad_id: Id that fills ``input_ids``.
-        with_target: Whether batches have ``labels``.
+        with_target: Whether batches have ``labels``, if there are targets.
         sampling: How to cut texts anew in each epoch; None: always as stored.
     """
 
@@ -147,34 +157,29 @@ class EncodedSplit:
     ) -> None:
         self.fingerprint = tokens.name
         self._texts = open_arrow(texts)
-        self._tokens = open_arrow(tokens)
-        self._arrow = self._tokens.with_format("arrow")
+        self._tokens = open_arrow(tokens).with_format("arrow")
         self._max_len = {"src": max_src_len, "tgt": max_tgt_len}
         self._pad_id = pad_id
-        self._with_target = with_target and "tgt" in self._tokens.column_names
+        self.with_target = with_target and "tgt" in self._tokens.column_names
         self._sampling = sampling
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    @property
-    def with_target(self) -> bool:
-        """Whether batches have ``labels``."""
-        return self._with_target
-
     def column(self, name: str) -> NDArray[Any]:
-        """A numeric column of the ids' folder, such as ``src_len`` or ``tgt_hash``, (N,)."""
+        """A numeric column of the folder of ids, such as ``src_len`` or ``tgt_hash``, (N,)."""
         values: NDArray[Any] = self._tokens.data.column(name).to_numpy()
         return values
+
+    def counts(self, side: str) -> SideCounts:
+        """What was counted when ``src`` or ``tgt`` was encoded."""
+        names = {"tokens": "len", "unknown": "unk", "known": "known", "chars": "chars"}
+        return SideCounts(**{k: self.column(f"{side}_{name}") for k, name in names.items()})
 
     def lengths(self, side: str) -> NDArray[np.int64]:
         """Token counts of ``src`` or ``tgt`` with EOS as batches have them, (N,)."""
         stored = self.column(f"{side}_len").astype(np.int64)
         return np.minimum(stored, self._max_len[side])
-
-    def num_truncated(self, side: str) -> int:
-        """How many sequences of ``src`` or ``tgt`` are cut."""
-        return int(np.count_nonzero(self.column(f"{side}_len") > self._max_len[side]))
 
     def texts(self, ids: list[int]) -> tuple[list[str], list[str] | None]:
         """Raw sources and, where there are any, raw targets."""
@@ -182,21 +187,27 @@ class EncodedSplit:
         return list(rows["source"]), list(rows["target"]) if "target" in rows else None
 
     def load_batch(self, ids: NDArray[np.int64], epoch: int) -> Batch:
-        """Makes the batch of some examples; ``epoch`` matters only to subword sampling."""
-        rows = self._arrow[ids.tolist()]
+        """Makes the batch of some examples.
+
+        Args:
+            ids: Their numbers, (B,).
+            epoch: Number of the epoch; it matters to subword sampling alone.
+        """
+        rows = self._tokens[ids.tolist()]
         src = self._sequences(rows, "src")
-        tgt = self._sequences(rows, "tgt") if self._with_target else None
+        tgt = self._sequences(rows, "tgt") if self.with_target else None
         if self._sampling is not None:
             self._resample(self._sampling, src, tgt, ids, epoch)
         return collate(src, tgt, ids=ids, pad_id=self._pad_id)
 
     def _sequences(self, rows: Any, side: str) -> list[NDArray[np.int32]]:  # noqa: ANN401
         column = rows.column(side).combine_chunks()
-        values = column.flatten().to_numpy()
         ends = np.cumsum(column.value_lengths().to_numpy())
-        sequences = np.split(values, ends[:-1])
         limit = self._max_len[side]
-        return [_truncate(ids, limit) if len(ids) > limit else ids for ids in sequences]
+        return [
+            _truncate(ids, limit) if len(ids) > limit else ids
+            for ids in np.split(column.flatten().to_numpy(), ends[:-1])
+        ]
 
     def _resample(
         self,

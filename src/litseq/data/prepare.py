@@ -1,21 +1,21 @@
-"""From what a user names to folders of texts, a tokenizer and ids, each made once and kept."""
+"""From what a user names to folders of texts, a tokenizer and ids: each made once, and kept."""
 
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import numpy as np
 import sentencepiece
 
 from litseq.data import corpora
 from litseq.data.encoding import cache_tokens
+from litseq.data.readers import Columns
 from litseq.data.tokenizer import TranslationTokenizer
 
 __all__ = ["SPLITS", "Preparation", "Prepared", "Split"]
@@ -26,7 +26,7 @@ Split = Literal["train", "val", "test", "predict"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
 Files = str | list[str] | None
 
-_HUB_NAMES: dict[Split, tuple[str, ...]] = {
+_HUB_NAMES: dict[corpora.Part, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("validation", "valid", "val", "dev"),
     "test": ("test",),
@@ -77,18 +77,19 @@ class Preparation:
     cache_dir: Path
 
     def __post_init__(self) -> None:
-        if self.is_demo and (
-            self.train or self.val or self.test or self.val_size or self.test_size
-        ):
+        cuts = self.val_size or self.test_size
+        if self.is_demo and (self.train or self.val or self.test or cuts):
             raise ValueError(
-                "dataset='demo' brings its own train, val and test; leave these and their sizes out."
+                "the demo brings its own train, val and test; leave these and their sizes out."
             )
-        for split, files, size in (
+        for name, files, size in (
             ("val", self.val, self.val_size),
             ("test", self.test, self.test_size),
         ):
             if files and size:
-                raise ValueError(f"give {split}={files!r} or {split}_size={size}, not both.")
+                raise ValueError(f"give {name}={files!r} or {name}_size={size}, not both.")
+        if cuts and self.dataset is None and not self.train:
+            raise ValueError("val_size and test_size cut the training data; give train too.")
 
     @property
     def is_demo(self) -> bool:
@@ -96,24 +97,22 @@ class Preparation:
         names_data = self.train or self.val or self.test or (self.predict and self.tokenizer)
         return self.dataset == "demo" or (self.dataset is None and not names_data)
 
-    def run(self, wanted: set[Split]) -> Prepared:
+    def run(self, wanted: Collection[Split]) -> Prepared:
         """Prepares splits, as far as there are data for them, and notes it where ``find`` looks.
 
         Args:
-            wanted: The splits that will be used. Training data are also read if a tokenizer must be
-                trained.
+            wanted: The splits that will be used. Training data are also read where a tokenizer
+                must be trained.
 
         Raises:
             ValueError: If data are faulty, or there is nothing to train a tokenizer on.
             FileNotFoundError: If a file is missing.
         """
-        texts = {
-            split: folder
-            for split in SPLITS
-            if split in wanted and (folder := self._cache_texts(split)) is not None
-        }
-        tokenizer_folder = self._cache_tokenizer()
+        needed = wanted if self.tokenizer else {*wanted, "train"}
+        found = {split: self._cache_texts(split) for split in SPLITS if split in needed}
+        tokenizer_folder = self._cache_tokenizer(found.get("train"))
         tokenizer = TranslationTokenizer.load(tokenizer_folder)
+        texts = {split: folder for split, folder in found.items() if folder and split in wanted}
         tokens = {
             split: cache_tokens(
                 folder,
@@ -161,8 +160,7 @@ class Preparation:
     def _note(self) -> Path:
         # Relative file names mean other files in another folder.
         arguments = {**asdict(self), "cache_dir": None, "num_proc": None, "cwd": os.getcwd()}
-        key = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:32]
-        return self.cache_dir / "prepared" / f"{key}.json"
+        return self.cache_dir / "prepared" / f"{_key(arguments)}.json"
 
     def _write(self, prepared: Prepared) -> None:
         self._note.parent.mkdir(parents=True, exist_ok=True)
@@ -179,85 +177,69 @@ class Preparation:
                 return self._cache_texts("test")
             return self._cache_files(self.predict, need_target=False)
         if self.is_demo:
-            return corpora.cache_demo(
-                split=split,
-                src_lang=self.src_lang,
-                tgt_lang=self.tgt_lang,
-                cache_dir=self.cache_dir,
-            )
-        if self.val_size or self.test_size:
-            cut = {"val": self.val_size, "test": self.test_size}
-            if split == "train" or cut[split]:
-                return self._cache_cut(split)
-        return self._cache_given(split)
+            langs = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
+            return corpora.cache_demo(split, **langs, cache_dir=self.cache_dir)
+        sizes = {"train": self.val_size or self.test_size}
+        sizes |= {"val": self.val_size, "test": self.test_size}
+        return self._cache_cut(split) if sizes[split] else self._cache_given(split)
 
-    def _cache_given(self, split: Split) -> Path | None:
-        files: Files = getattr(self, split)
+    def _cache_given(self, split: corpora.Part) -> Path | None:
+        given: Files = {"train": self.train, "val": self.val, "test": self.test}[split]
         if self.dataset is None:
-            return None if files is None else self._cache_files(files, need_target=True)
-        name = self._hub_split(split, files)
-        if name is None:
+            return None if given is None else self._cache_files(given, need_target=True)
+        if given is None:
+            there = corpora.hub_splits(self.dataset, self.dataset_config)
+            given = next((name for name in _HUB_NAMES[split] if name in there), None)
+        if given is None:
             return None
         return corpora.cache_hub(
             self.dataset,
             config=self.dataset_config,
-            split=name,
-            src_lang=self.src_lang,
-            tgt_lang=self.tgt_lang,
-            src_column=self.src_column,
-            tgt_column=self.tgt_column,
+            split="+".join(given) if isinstance(given, list) else given,  # the Hub's way to join
+            columns=self._columns(need_target=True),
             cache_dir=self.cache_dir,
         )
 
-    def _cache_files(self, files: str | list[str], *, need_target: bool) -> Path:
-        return corpora.cache_files(
-            files,
+    def _cache_files(self, names: str | list[str], *, need_target: bool) -> Path:
+        columns = self._columns(need_target=need_target)
+        return corpora.cache_files(names, columns=columns, cache_dir=self.cache_dir)
+
+    def _columns(self, *, need_target: bool) -> Columns:
+        return Columns(
             src_lang=self.src_lang,
             tgt_lang=self.tgt_lang,
             src_column=self.src_column,
             tgt_column=self.tgt_column,
             need_target=need_target,
-            cache_dir=self.cache_dir,
         )
 
-    def _hub_split(self, split: Split, given: Files) -> str | None:
-        if isinstance(given, list):
-            return "+".join(given)  # the Hub's way to join splits
-        if given is not None:
-            return given
-        assert self.dataset is not None
-        there = corpora.hub_splits(self.dataset, self.dataset_config)
-        return next((name for name in _HUB_NAMES[split] if name in there), None)
-
-    def _cache_cut(self, split: Split) -> Path:
+    def _cache_cut(self, part: corpora.Part) -> Path:
         whole = self._cache_given("train")
         if whole is None:
             raise ValueError(
-                "val_size and test_size cut the training data, but train is not given."
+                f"dataset {self.dataset} has no training split to cut; name it: train."
             )
-        train, val, test = corpora.split_by_source(
-            _column(corpora.open_arrow(whole), "source"),
+        return corpora.cache_cut(
+            whole,
+            part,
             val_size=self.val_size,
             test_size=self.test_size,
             seed=self.seed,
+            cache_dir=self.cache_dir,
         )
-        rows = {"train": train, "val": val, "test": test}[split]
-        return corpora.cache_rows(whole, rows, cache_dir=self.cache_dir)
 
-    def _cache_tokenizer(self) -> Path:
+    def _cache_tokenizer(self, texts: Path | None) -> Path:
         folder = self.cache_dir / "tokenizers"
         if self.tokenizer is not None:
             given = TranslationTokenizer.load(self.tokenizer)
             return corpora.build_once(folder / given.fingerprint[:32], given.save)
-        texts = self._cache_texts("train")
         if texts is None:
             raise ValueError(
                 "there is no tokenizer: give train, to train one, or tokenizer, to load one."
             )
         # Another version of the library may learn another vocabulary.
         learned_from = [texts.name, self.src_lang, self.tgt_lang, sentencepiece.__version__]
-        parts = json.dumps([*learned_from, self.tokenizer_options], sort_keys=True)
-        key = hashlib.sha256(parts.encode()).hexdigest()[:32]
+        key = _key([learned_from, self.tokenizer_options])
         return corpora.build_once(folder / key, lambda draft: self._train(texts).save(draft))
 
     def _train(self, texts: Path) -> TranslationTokenizer:
@@ -267,15 +249,13 @@ class Preparation:
             rows = np.linspace(0, len(data) - 1, _MAX_TOKENIZER_PAIRS).astype(np.int64)
             data = data.select(rows)
         return TranslationTokenizer.train(
-            _column(data, "source"),
-            _column(data, "target"),
+            corpora.iter_column(data, "source"),
+            corpora.iter_column(data, "target"),
             src_lang=self.src_lang,
             tgt_lang=self.tgt_lang,
             **self.tokenizer_options,
         )
 
 
-def _column(data: datasets.Dataset, name: str) -> Iterator[str]:
-    """A column's texts, never all of them in memory."""
-    for batch in data.select_columns(name).iter(batch_size=1000):
-        yield from batch[name]
+def _key(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

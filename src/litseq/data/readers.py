@@ -24,7 +24,15 @@ _BATCH = 10_000  # rows of a Parquet file in memory at a time
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns or keys hold the two texts."""
+    """Which file name suffixes, columns or keys hold the two texts.
+
+    Attributes:
+        src_lang: Language of the source.
+        tgt_lang: Language of the target.
+        src_column: Name of the source column, dotted if nested; None: looked up.
+        tgt_column: Name of the target column; None: looked up.
+        need_target: Whether the target is read.
+    """
 
     src_lang: str
     tgt_lang: str
@@ -32,74 +40,119 @@ class Columns:
     tgt_column: str | None
     need_target: bool
 
-    @property
-    def key(self) -> list[object]:
-        return [*vars(self).values()]
-
     def find(self, names: Sequence[str], where: str) -> list[str]:
-        """The names of the source's column and, if needed, the target's."""
-        found = [self._find_side("src", self.src_column, self.src_lang, names, where)]
+        """Chooses the source's and, if needed, the target's column.
+
+        Args:
+            names: The columns there are; nested ones dotted.
+            where: What an error message calls the place.
+
+        Raises:
+            ValueError: If a column is missing; lists those that are there.
+        """
+        found = [_find_column("src", "source", self.src_column, self.src_lang, names, where)]
         if self.need_target:
-            found.append(self._find_side("tgt", self.tgt_column, self.tgt_lang, names, where))
+            found.append(
+                _find_column("tgt", "target", self.tgt_column, self.tgt_lang, names, where)
+            )
         return found
 
-    @staticmethod
-    def _find_side(
-        side: str, column: str | None, lang: str, names: Sequence[str], where: str
-    ) -> str:
-        long_name = {"src": "source", "tgt": "target"}[side]
-        wanted = [column] if column else [f"translation.{lang}", lang, long_name, side]
-        for name in wanted:
-            if name in names:
-                return name
-        raise ValueError(
-            f"{where}: no column {' or '.join(map(repr, wanted))}, only {', '.join(map(repr, names))}; "
-            f"name it with {side}_column."
-        )
+
+def _find_column(
+    side: str, word: str, given: str | None, lang: str, names: Sequence[str], where: str
+) -> str:
+    wanted = [given] if given else [f"translation.{lang}", lang, word, side]
+    for name in wanted:
+        if name in names:
+            return name
+    raise ValueError(
+        f"{where}: no column {' or '.join(map(repr, wanted))} among "
+        f"{', '.join(map(repr, names))}; name it with {side}_column."
+    )
 
 
 @dataclass(frozen=True)
 class PairFile:
-    kind: str
+    """One file of pairs, or two text files side by side.
+
+    Attributes:
+        kind: How it is read.
+        paths: The file or the two files.
+    """
+
+    kind: Kind
     paths: tuple[Path, ...]
 
 
-_KINDS = {".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+_KINDS: dict[str, Kind] = {
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+}
 
 
 def find_file(name: str, columns: Columns) -> PairFile:
-    """Finds the file or files that a name stands for."""
+    """Finds what a name stands for.
+
+    Args:
+        name: A ``.tsv``, ``.jsonl`` or ``.parquet`` file, or the prefix of text files that end in
+            the languages; each also with ``.gz``. Where no target is needed, also one text file.
+        columns: The languages.
+
+    Raises:
+        FileNotFoundError: If a file is missing; names the nearest one there is.
+        ValueError: If the name stands for something else, such as a folder.
+    """
     path = Path(name)
     bare = path.with_suffix("") if path.suffix == ".gz" else path
     if kind := _KINDS.get(bare.suffix):
-        return PairFile(kind, (_existing(path, [path]),))
+        return PairFile(kind, (_existing(path),))
     langs = [columns.src_lang, columns.tgt_lang] if columns.need_target else [columns.src_lang]
-    candidates = [[Path(f"{name}.{lang}"), Path(f"{name}.{lang}.gz")] for lang in langs]
-    if not columns.need_target and path.is_file() and not any(p.is_file() for p in candidates[0]):
-        return PairFile("text", (path,))
-    return PairFile("text", tuple(_existing(path, either) for either in candidates))
-
-
-def _existing(given: Path, candidates: Sequence[Path]) -> Path:
-    for path in candidates:
+    sides = [Path(f"{name}.{lang}") for lang in langs]
+    zipped = [Path(f"{name}.{lang}.gz") for lang in langs]
+    found = [a if a.exists() or not b.exists() else b for a, b in zip(sides, zipped, strict=True)]
+    if not any(side.exists() for side in found):
         if path.is_dir():
-            raise ValueError(f"{path} is a directory; give a file, or the prefix of a text pair.")
+            raise ValueError(f"{path} is a directory; give a file, or the prefix of text files.")
+        if path.is_file() and not columns.need_target:
+            return PairFile("text", (path,))
         if path.is_file():
-            return path
-        if path.exists():
-            raise ValueError(f"{path} is not a regular file.")
-    wanted = candidates[0]
-    if given.is_dir():
-        raise ValueError(
-            f"{given} is a directory; give a file, or the prefix of a text pair ({wanted} is missing)."
-        )
-    if not wanted.parent.is_dir():
-        raise FileNotFoundError(f"{wanted} is missing: there is no folder {wanted.parent}.")
-    there = sorted(p.name for p in wanted.parent.iterdir())
-    near = difflib.get_close_matches(wanted.name, there, n=3, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "no name there is like it"
-    also = "".join(f" (nor {path.name})" for path in candidates[1:])
-    raise FileNotFoundError(f"{wanted} is missing{also}; {hint}.")
+            raise ValueError(
+                f"{path} is a single file of unknown kind; give the prefix of a text pair, or a "
+                f".tsv, .jsonl or .parquet file."
+            )
+    return PairFile("text", tuple(map(_existing, found)))
+
+
+def _existing(path: Path) -> Path:
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give a file, or the prefix of text files.")
+    if path.is_file():
+        return path
+    if path.exists():
+        raise ValueError(f"{path} is no regular file; write it to disk first.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} is missing: there is no folder {path.parent}.")
+    there = sorted(p.name for p in path.parent.iterdir())
+    near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}" if near else "no name in that folder is like it"
+    raise FileNotFoundError(f"{path} is missing, with and without .gz; {hint}.")
+
+
+def read_file(file: PairFile, columns: Columns) -> Iterator[Pair]:
+    """Reads the pairs of a file in order; None for a target that is not needed.
+
+    Text lines end at LF or CRLF alone; a byte order mark at the start is dropped.
+
+    Args:
+        file: What ``find_file`` found.
+        columns: Which columns to read.
+
+    Raises:
+        ValueError: If the contents are not what they should be; names file and line.
+    """
+    return _READERS[file.kind](file.paths, columns)
 
 
 @contextmanager
@@ -126,8 +179,8 @@ def _lines(path: Path) -> Iterator[str]:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path}:{number}: byte {error.start + 1} of the line, 0x{raw[error.start]:02x}, is not "
-                    f"UTF-8; convert the file to UTF-8."
+                    f"{path}:{number}: byte {error.start + 1} of the line is "
+                    f"0x{raw[error.start]:02x}, which is not UTF-8; convert the file to UTF-8."
                 ) from error
             if b"\0" in raw:
                 raise ValueError(
@@ -148,8 +201,8 @@ def _read_text(paths: Sequence[Path], columns: Columns) -> Iterator[Pair]:
             yield source, target
     if counts[0] != counts[1]:
         raise ValueError(
-            f"{paths[0]} has {counts[0]:,} lines and {paths[1]} has {counts[1]:,}; line N of one must "
-            f"translate line N of the other."
+            f"{paths[0]} has {counts[0]:,} lines and {paths[1]} has {counts[1]:,}; line N of one "
+            f"must translate line N of the other."
         )
 
 
@@ -205,6 +258,16 @@ def _read_parquet(paths: Sequence[Path], columns: Columns) -> Iterator[Pair]:
 
 
 def read_tables(tables: Iterable[Any], columns: Columns, where: str) -> Iterator[Pair]:
+    """Reads pairs out of ``pyarrow.Table`` objects.
+
+    Args:
+        tables: One after the other.
+        columns: Which columns to read; of a struct such as ``translation`` its fields.
+        where: What error messages call the place.
+
+    Raises:
+        ValueError: If a column is missing or holds something else than text; names the row.
+    """
     row = 0
     for table in tables:
         flat = table.flatten()  # translation: {en, de} becomes translation.en, translation.de
@@ -236,7 +299,7 @@ def _check_text(text: object, where: str, name: str) -> str:
     return text
 
 
-_READERS: dict[str, Callable[[Sequence[Path], Columns], Iterator[Pair]]] = {
+_READERS: dict[Kind, Callable[[Sequence[Path], Columns], Iterator[Pair]]] = {
     "text": _read_text,
     "tsv": _read_tsv,
     "jsonl": _read_jsonl,

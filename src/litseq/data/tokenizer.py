@@ -21,6 +21,7 @@ _SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")
 # SentencePiece's own default. The unigram trainer adds up its counts per thread, so the number is
 # part of the result and must not follow the machine.
 _TRAINING_THREADS = 16
+_SPACE = "\u2581"
 _FORMAT = 1
 
 
@@ -61,7 +62,7 @@ class TranslationTokenizer:
         ids = _special_ids(self._source)
         if ids != _special_ids(self._target):
             raise ValueError(
-                f"{origin}: the source model numbers pad, unk, bos and eos {list(ids)} and the target "
+                f"{origin}: the source model numbers pad, unk, bos and eos {list(ids)}, the target "
                 f"model {list(_special_ids(self._target))}; train both with the same special ids."
             )
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = ids
@@ -91,7 +92,7 @@ class TranslationTokenizer:
             model_type: How texts are cut: byte-pair encoding, unigram language model, characters or
                 words.
             shared: Whether one model is learned from both sides' texts.
-            character_coverage: Share of the text's characters that get a piece; the rest are unknown.
+            character_coverage: Share of the text's characters that get a piece; others are unknown.
             byte_fallback: Spell characters without a piece as UTF-8 bytes (256 more pieces).
             user_symbols: Texts that are always one piece, such as language tags.
             normalization: What is done to every text before it is cut. ``identity`` leaves it alone
@@ -137,6 +138,16 @@ class TranslationTokenizer:
     def tgt_vocab_size(self) -> int:
         """Number of target pieces, special pieces included."""
         return int(self._target.vocab_size())
+
+    @property
+    def source_space_id(self) -> int:
+        """Id of the source piece that is a space and nothing else."""
+        return int(self._source.piece_to_id(_SPACE))
+
+    @property
+    def target_space_id(self) -> int:
+        """Id of the target piece that is a space and nothing else."""
+        return int(self._target.piece_to_id(_SPACE))
 
     @property
     def fingerprint(self) -> str:
@@ -321,9 +332,14 @@ def _chain(*parts: Iterable[str]) -> Iterator[str]:
         yield from part
 
 
+def _strip(texts: Iterable[str]) -> list[str]:
+    # SentencePiece trims U+0020 alone; an ideographic or no-break space would pass for a text.
+    return [text.strip() for text in texts]
+
+
 def _encode(processor: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
     # One thread: callers that want more cores run more processes.
-    ids: list[list[int]] = processor.encode(list(texts), add_eos=True, num_threads=1)
+    ids: list[list[int]] = processor.encode(_strip(texts), add_eos=True, num_threads=1)
     return ids
 
 
@@ -336,7 +352,7 @@ def _sample(
 ) -> list[list[int]]:
     sentencepiece.set_random_generator_seed(seed & 0xFFFFFFFF)
     ids: list[list[int]] = processor.encode(
-        list(texts),
+        _strip(texts),
         add_eos=True,
         enable_sampling=True,
         alpha=alpha,
@@ -368,12 +384,6 @@ def _load_processor(model: bytes, origin: str) -> Any:  # noqa: ANN401
             f"{origin} defines no {' and no '.join(missing)} piece; train it with --pad_id=0 "
             f"--unk_id=1 --bos_id=2 --eos_id=3."
         )
-    for name, i in zip(names, _special_ids(processor), strict=True):
-        if name != "unk" and not processor.is_control(i):
-            raise ValueError(
-                f"{origin} lets {processor.id_to_piece(i)!r} in a text become the {name} id {i}; "
-                f"train it without that user-defined symbol."
-            )
     return processor
 
 
@@ -392,7 +402,7 @@ def _train_model(texts: Iterable[str], language: str, options: Mapping[str, Any]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(text.replace("\n", " ") for text in texts),
+            sentence_iterator=(text.strip().replace("\n", " ") for text in texts),
             model_writer=model,
             pad_id=0,
             unk_id=1,

@@ -1,0 +1,147 @@
+"""Translator: from source ids or raw text, through the search, to text with scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from litseq.data.buckets import plan_batches
+from litseq.data.collate import collate
+from litseq.data.tokenizer import TranslationTokenizer
+from litseq.decoding import Hypothesis, SearchOptions, generate
+from litseq.losses import IGNORE
+from litseq.models.base import Seq2SeqModel
+from litseq.types import Batch, ScoredText, Translation
+
+__all__ = ["TextDecoder", "Translator"]
+
+_log = logging.getLogger(__name__)
+
+
+class TextDecoder(Protocol):
+    """What turns ids into text: a litseq tokenizer, or one of Hugging Face."""
+
+    def decode(self, ids: list[int], /) -> str:
+        """Joins the tokens to text."""
+
+
+@dataclass(frozen=True)
+class Translator:
+    """A model, a tokenizer and the ids that both mean by padding, beginning and end.
+
+    Attributes:
+        model: In evaluation mode, on the device of the batches.
+        tokenizer: Turns target ids into text; a ``TranslationTokenizer`` reads raw text too.
+        pad_id: Id of padding.
+        bos_id: Id that begins every target.
+        eos_id: Id that ends every source and target.
+    """
+
+    model: Seq2SeqModel
+    tokenizer: TextDecoder
+    pad_id: int
+    bos_id: int
+    eos_id: int
+
+    @torch.inference_mode()
+    def search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
+        """Finds the best outputs of a batch, n_best for each source, best first."""
+        mask = batch["attention_mask"]
+        return generate(
+            self.model,
+            self.model.encode(batch["input_ids"], mask == 0),
+            src_lengths=mask.sum(1),
+            options=options,
+            bos_id=self.bos_id,
+            eos_id=self.eos_id,
+            suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
+            # a sentence draws the same sample whatever batch it is in
+            ids=batch["id"].tolist() if options.sample and "id" in batch else None,
+        )
+
+    def translate_batch(self, batch: Batch, options: SearchOptions) -> list[tuple[ScoredText, ...]]:
+        """Translates a batch; n_best texts for each source, best first."""
+        return [
+            tuple(
+                ScoredText(self.target_text(h.tokens), h.score, h.log_prob, len(h.tokens))
+                for h in hypotheses
+            )
+            for hypotheses in self.search(batch, options)
+        ]
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        options: SearchOptions,
+        *,
+        max_tokens: int,
+        device: torch.device,
+    ) -> list[Translation]:
+        """Translates raw text, in batches of similar lengths, and keeps its order.
+
+        Args:
+            texts: Raw source sentences; a blank one has a blank translation.
+            options: How to search.
+            max_tokens: Padded source tokens per batch.
+            device: Where the model is.
+
+        Raises:
+            ValueError: If the tokenizer cannot read raw text.
+        """
+        if not isinstance(self.tokenizer, TranslationTokenizer):
+            raise ValueError(
+                f"translating text needs a litseq tokenizer, got "
+                f"{type(self.tokenizer).__name__}; use a litseq DataModule or checkpoint."
+            )
+        encoded = self.tokenizer.encode_source(texts)
+        _warn_of_unknown(encoded, self.tokenizer)
+        results = [Translation(i, text, (_BLANK,)) for i, text in enumerate(texts)]
+        filled = [i for i, text in enumerate(texts) if text.strip()]
+        lengths = [len(encoded[i]) for i in filled]
+        batches = plan_batches(lengths, max_tokens=max_tokens, shuffle=False).batches()
+        for rows in batches if filled else ():
+            ids = [filled[row] for row in rows]
+            batch = collate([encoded[i] for i in ids], ids=ids, pad_id=self.pad_id)
+            on_device = Batch(
+                input_ids=batch["input_ids"].to(device),
+                attention_mask=batch["attention_mask"].to(device),
+                id=batch["id"],
+            )
+            for i, hypotheses in zip(ids, self.translate_batch(on_device, options), strict=True):
+                results[i] = Translation(i, texts[i], hypotheses)
+        return results
+
+    def target_text(self, ids: Iterable[int]) -> str:
+        """Turns target ids, padded or not, into text."""
+        return self.tokenizer.decode(self._ordinary(ids))
+
+    def source_text(self, ids: Iterable[int]) -> str:
+        """Turns source ids, padded or not, into text."""
+        if isinstance(self.tokenizer, TranslationTokenizer):
+            return self.tokenizer.decode_source(ids)
+        return self.tokenizer.decode(self._ordinary(ids))
+
+    def _ordinary(self, ids: Iterable[int]) -> list[int]:
+        special = {self.pad_id, self.bos_id, self.eos_id, IGNORE}
+        return [i for i in ids if i not in special]
+
+
+_BLANK = ScoredText("", 0.0, 0.0, 0)
+
+
+def _warn_of_unknown(encoded: Sequence[Sequence[int]], tokenizer: TranslationTokenizer) -> None:
+    unk = tokenizer.unk_id
+    unreadable = {unk, tokenizer.eos_id, tokenizer.source_space_id}
+    lost = [i for i, ids in enumerate(encoded) if unk in ids and unreadable.issuperset(ids)]
+    if lost:
+        _log.warning(
+            "%d of %d sources hold only unknown characters (first: line %d); the model cannot read "
+            "them: is this the right language?",
+            len(lost),
+            len(encoded),
+            lost[0] + 1,
+        )

@@ -1,0 +1,441 @@
+import logging
+
+import lightning.pytorch as L
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from litseq.data import TranslationDataModule, TranslationTokenizer
+
+NOUNS = "dog cat bird horse table chair house tree river stone".split()
+HANZI = "狗 猫 鸟 马 桌子 椅子 房子 树 河 石头".split()
+
+
+def make_pairs(start, stop):
+    return [
+        (
+            f"{i} " + f"{NOUNS[i % 10]} " * (i % 4 + 1) + "here",
+            f"{i}：" + f"{HANZI[i % 10]}，" * (i % 4 + 1),
+        )
+        for i in range(start, stop)
+    ]
+
+
+PAIRS = {"train": make_pairs(0, 60), "val": make_pairs(60, 71), "test": make_pairs(71, 80)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for split, pairs in PAIRS.items():
+        for side, lang in enumerate(("en", "zh")):
+            (folder / f"{split}.{lang}").write_text("".join(f"{pair[side]}\n" for pair in pairs))
+    return folder
+
+
+def make(folder, **options):
+    defaults = {split: str(folder / split) for split in PAIRS}
+    defaults |= {"vocab_size": 60, "max_tokens": 60, "cache_dir": str(folder / "cache")}
+    return TranslationDataModule("en", "zh", **(defaults | options))
+
+
+def prepare(folder, stage=None, **options):
+    data = make(folder, **options)
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return prepare(folder)
+
+
+def ids_of(loader):
+    return [i for batch in loader for i in batch["id"].tolist()]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test", "predict"])
+def test_every_pair_once_with_its_text(data, split):
+    pairs = PAIRS["test" if split == "predict" else split]
+    seen = []
+    for batch in getattr(data, f"{split}_dataloader")():
+        ids = batch["id"].tolist()
+        seen += ids
+        assert ("labels" in batch) == (split != "predict")
+        sources, references = data.texts(split, ids)
+        assert list(zip(sources, references, strict=True)) == [pairs[i] for i in ids]
+        for row, source in enumerate(sources):
+            assert data.tokenizer.decode_source(batch["input_ids"][row]) == source
+    assert sorted(seen) == list(range(len(pairs)))
+
+
+def test_training_is_reshuffled_and_evaluation_is_not(data):
+    train, val = data.train_dataloader(), data.val_dataloader()
+    assert ids_of(train) != ids_of(train)
+    assert ids_of(val) == ids_of(val)
+
+
+def test_the_tokenizer_knows_the_training_split_alone(folder, tmp_path):
+    for lang in ("en", "zh"):
+        (tmp_path / f"odd.{lang}").write_text("龘\n")
+    data = prepare(folder, val=str(tmp_path / "odd"), test=None)
+    batch = next(iter(data.val_dataloader()))
+    assert data.tokenizer.unk_id in batch["labels"]
+
+
+def test_a_second_run_makes_nothing_anew(folder, data):
+    def state():
+        paths = (folder / "cache").glob("*/*/*")
+        return {path: path.stat().st_mtime_ns for path in paths}
+
+    before = state()
+    other = prepare(folder)
+    assert state() == before
+    assert other.tokenizer.fingerprint == data.tokenizer.fingerprint
+    assert ids_of(other.train_dataloader()) == ids_of(data.train_dataloader())
+
+
+def test_setup_twice_changes_nothing(folder):
+    data = prepare(folder)
+    tokenizer = data.tokenizer
+    data.setup()
+    data.setup("fit")
+    assert data.tokenizer is tokenizer
+
+
+def test_another_process_finds_what_was_prepared(folder, data):
+    other = make(folder)
+    other.setup("fit")
+    assert ids_of(other.train_dataloader()) == ids_of(data.train_dataloader())
+
+
+def test_changed_data_are_read_anew(folder, tmp_path):
+    for path in folder.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    first = prepare(tmp_path)
+    (tmp_path / "val.en").write_text("".join(f"new {s}\n" for s, _ in PAIRS["val"]))
+    second = prepare(tmp_path)
+    assert first.texts("val", [0])[0] == [PAIRS["val"][0][0]]
+    assert second.texts("val", [0])[0] == ["new " + PAIRS["val"][0][0]]
+
+
+def test_the_demo_needs_no_argument(tmp_path, caplog):
+    data = TranslationDataModule(cache_dir=str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        data.prepare_data()
+        data.setup("fit")
+    assert "en-zh: " in caplog.text
+    assert "max_tokens=4,096" in caplog.text
+    assert "sources also occur" not in caplog.text
+    batch = next(iter(data.train_dataloader()))
+    assert batch["input_ids"].numel() <= 4096
+
+
+def test_files_to_predict(folder, tmp_path):
+    (tmp_path / "new.txt").write_text("dog\n\ncat dog\n")
+    data = prepare(folder, predict=str(tmp_path / "new.txt"))
+    assert sorted(ids_of(data.predict_dataloader())) == [0, 1, 2]
+    assert data.texts("predict", [2, 1]) == (["cat dog", ""], None)
+
+
+def test_prediction_needs_only_a_tokenizer(folder, data, tmp_path):
+    data.tokenizer.save(tmp_path / "tokenizer")
+    options = {"train": None, "val": None, "test": None, "predict": str(folder / "test")}
+    alone = prepare(folder, "predict", tokenizer=str(tmp_path / "tokenizer"), **options)
+    assert alone.tokenizer.fingerprint == data.tokenizer.fingerprint
+    assert len(ids_of(alone.predict_dataloader())) == 9
+
+
+def test_sizes_cut_the_training_data(folder):
+    options = {"val": None, "test": None, "val_size": 7, "test_size": 0.1}
+    data = prepare(folder, **options)
+    sizes = [len(ids_of(getattr(data, f"{s}_dataloader")())) for s in ("train", "val", "test")]
+    assert sizes == [47, 7, 6]
+
+
+def test_filters_drop_training_pairs_and_say_so(folder, tmp_path, caplog):
+    odd = [("", "空"), ("dog " * 48, "狗"), ("cat", "猫"), ("cat", "猫"), ("dog " * 99, "狗")]
+    for split in ("train", "val"):
+        pairs = [*PAIRS["train"], *odd]
+        (tmp_path / f"{split}.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in pairs))
+    with caplog.at_level(logging.INFO):
+        data = prepare(
+            folder,
+            train=str(tmp_path / "train.tsv"),
+            val=str(tmp_path / "val.tsv"),
+            test=None,
+            max_src_len=40,
+            max_chars=200,
+            drop_duplicates=True,
+        )
+    assert (
+        "train: 65 pairs, kept 61: 1 longer than 200 characters, 1 empty, 1 longer than 40 or 256 "
+        "tokens, 1 repeated" in caplog.text
+    )
+    assert (
+        "val: 1 empty sources, 1 sources cut to 200 characters, 2 sources cut to 40 tokens."
+        in caplog.text
+    )
+    assert "val: 65 of 65 sources also occur in train." in caplog.text
+    assert sorted(ids_of(data.train_dataloader())) == [*range(60), 62]
+    assert sorted(ids_of(data.val_dataloader())) == list(range(65))
+
+
+def test_describe(data):
+    assert "60 training pairs" in data.describe()
+    assert "vocabulary 60 shared" in data.describe()
+    assert "max_tokens=60" in data.describe()
+
+
+def test_separate_vocabularies(folder):
+    data = prepare(folder, shared_vocab=False, vocab_size=40)
+    assert "vocabulary 40 source, 40 target" in data.describe()
+
+
+def test_subword_sampling_changes_training_alone(folder):
+    data = prepare(folder, subword_sampling=0.5)
+    train = data.train_dataloader()
+    tokens = [sum(b["attention_mask"].sum().item() for b in train) for _ in range(2)]
+    assert tokens[0] != tokens[1]
+    val = data.val_dataloader()
+    tokens = [sum(b["attention_mask"].sum().item() for b in val) for _ in range(2)]
+    assert tokens[0] == tokens[1]
+
+
+def test_evaluation_may_have_a_larger_budget(folder):
+    assert len(prepare(folder, eval_max_tokens=9999).val_dataloader()) == 1
+
+
+def test_workers(data, folder):
+    other = prepare(folder, num_workers=2)
+    assert ids_of(other.train_dataloader()) == ids_of(data.train_dataloader())
+
+
+def test_before_setup(folder):
+    data = make(folder)
+    with pytest.raises(RuntimeError, match="no tokenizer yet; call prepare_data"):
+        _ = data.tokenizer
+    with pytest.raises(RuntimeError, match="no train data: give train, and call prepare_data"):
+        data.train_dataloader()
+    assert data.state_dict() == {}
+
+
+def test_setup_before_prepare_data(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"call prepare_data\(\) first"):
+        make(folder, cache_dir=str(tmp_path)).setup()
+
+
+def test_unknown_split(data):
+    with pytest.raises(ValueError, match="split must be one of train, val, test, predict, got 'x'"):
+        data.texts("x", [0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_size": 5}, r"give val='\S+' or val_size=5, not both"),
+        ({"test_size": 0.5}, r"give test='\S+' or test_size=0.5, not both"),
+        ({"dataset": "demo"}, "the demo brings its own"),
+        (
+            {
+                "train": None,
+                "val": None,
+                "test_size": 2,
+                "test": None,
+                "predict": "x",
+                "tokenizer": "y",
+            },
+            "cut the training data; give train too",
+        ),
+    ],
+)
+def test_refuses_contradictions(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(folder, **options)
+
+
+@pytest.mark.parametrize("lang", ["", "../en", "e n", "x" * 101])
+def test_refuses_odd_languages(lang):
+    with pytest.raises(ValueError, match="src_lang must be letters, digits"):
+        TranslationDataModule(lang)
+
+
+def test_refuses_to_run_without_a_tokenizer(folder):
+    data = make(folder, train=None)
+    with pytest.raises(ValueError, match="no tokenizer: give train, to train one, or tokenizer"):
+        data.prepare_data()
+
+
+def test_refuses_filters_that_leave_nothing(folder):
+    with pytest.raises(ValueError, match="no training pair is left: 60 pairs, kept 0: 60 longer"):
+        prepare(folder, max_src_len=2)
+
+
+def test_refuses_the_tokenizer_of_another_checkpoint(folder, data):
+    other = prepare(folder, vocab_size=50)
+    message = r"tokenizer \w+ \(vocabularies 50 and 50\) is not the checkpoint's \w+ \(60 and 60\)"
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(data.state_dict())
+    late = make(folder, vocab_size=50)
+    late.load_state_dict(data.state_dict())
+    with pytest.raises(ValueError, match=message):
+        late.setup()
+    data.load_state_dict(prepare(folder).state_dict())
+
+
+def test_the_command_line_reaches_every_argument(folder):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TranslationDataModule, "data")
+    arguments = ["--data.train=[a, b]", "--data.val_size=0.1", "--data.test_size=9"]
+    config = parser.parse_args([*arguments, "--data.user_symbols=['<2zh>']"])
+    assert config.data.train == ["a", "b"]
+    assert (config.data.val_size, config.data.test_size) == (0.1, 9)
+    assert "padded tokens" in " ".join(parser.format_help().lower().split())
+
+
+class Recorder(L.LightningModule):
+    """Writes down which examples it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen = []
+        self.evaluated = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(tuple(batch["id"].tolist()))
+        return self.layer(batch["id"].float()[:, None]).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.evaluated += batch["id"].tolist()
+
+    def predict_step(self, batch, batch_idx):
+        return batch["id"].tolist()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def fit(folder, tmp_path, ckpt_path=None, **options):
+    """Trains for two epochs unless told otherwise; returns the module and the trainer."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    defaults = {"max_epochs": 2, "num_sanity_val_steps": 0}
+    defaults["enable_checkpointing"] = "callbacks" in options
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, **quiet, **(defaults | options)
+    )
+    module = Recorder()
+    trainer.fit(module, datamodule=make(folder), ckpt_path=ckpt_path, weights_only=True)
+    return module, trainer
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder, tmp_path_factory):
+    module, trainer = fit(folder, tmp_path_factory.mktemp("run"))
+    return module, trainer
+
+
+def test_a_trainer_sees_each_pair_once_per_epoch(uninterrupted):
+    module, trainer = uninterrupted
+    steps = trainer.num_training_batches
+    epochs = module.seen[:steps], module.seen[steps:]
+    assert epochs[0] != epochs[1]
+    for epoch in epochs:
+        assert sorted(i for batch in epoch for i in batch) == list(range(60))
+    assert sorted(module.evaluated) == sorted([*range(11), *range(11)])
+
+
+@pytest.mark.parametrize("where", ["first step", "mid-epoch", "epoch edge", "second epoch"])
+def test_a_trainer_resumes_with_the_very_next_batch(folder, tmp_path, uninterrupted, where):
+    module, trainer = uninterrupted
+    steps = trainer.num_training_batches
+    stop = {"first step": 1, "mid-epoch": 3, "epoch edge": steps, "second epoch": steps + 2}[where]
+    saver = ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=stop)
+    before, _ = fit(folder, tmp_path, max_steps=stop, max_epochs=-1, callbacks=[saver])
+    after, _ = fit(folder, tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert before.seen + after.seen == module.seen
+
+
+def test_a_trainer_without_validation_data(folder, tmp_path):
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    module = Recorder()
+    trainer.fit(module, datamodule=make(folder, val=None))
+    assert len(module.seen) == trainer.num_training_batches
+    assert module.evaluated == []
+
+
+def test_a_trainer_predicts_and_reads_nothing_else(folder, data, tmp_path):
+    data.tokenizer.save(tmp_path / "tokenizer")
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "train": "missing", "val": "missing"}
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    batches = trainer.predict(Recorder(), datamodule=make(folder, **options))
+    assert sorted(i for batch in batches for i in batch) == list(range(9))
+
+
+def test_overfitting_repeats_its_batches(folder, tmp_path):
+    module, _ = fit(folder, tmp_path, overfit_batches=2)
+    assert module.seen[:2] == module.seen[2:]
+
+
+def test_checkpoints_hold_primitives(folder, tmp_path, uninterrupted):
+    _, trainer = uninterrupted
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    state = checkpoint["TranslationDataModule"]
+    assert state["tokenizer"] == trainer.datamodule.tokenizer.fingerprint
+    assert checkpoint["datamodule_hyper_parameters"]["max_tokens"] == 60
+
+
+def test_a_marian_model_learns_from_the_batches(data):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MarianConfig(
+        vocab_size=data.tokenizer.src_vocab_size,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=64,
+        pad_token_id=data.tokenizer.pad_id,
+        eos_token_id=data.tokenizer.eos_id,
+        bos_token_id=data.tokenizer.bos_id,
+        decoder_start_token_id=data.tokenizer.bos_id,
+        forced_eos_token_id=None,
+        dropout=0.0,
+    )
+    model = transformers.MarianMTModel(config)
+    batch = next(iter(data.train_dataloader()))
+    arguments = {k: v for k, v in batch.items() if k != "id"}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    losses = []
+    for _ in range(6):
+        loss = model(**arguments).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.isfinite(torch.tensor(losses)).all()
+    assert losses[-1] < losses[0]
+
+
+def test_the_tokenizer_of_a_checkpoint_can_be_taken(folder, data, tmp_path):
+    torch.save({"litseq": {"tokenizer": data.tokenizer.state_dict()}}, tmp_path / "a.ckpt")
+    other = prepare(folder, tokenizer=str(tmp_path / "a.ckpt"), vocab_size=77)
+    assert isinstance(other.tokenizer, TranslationTokenizer)
+    assert other.tokenizer.fingerprint == data.tokenizer.fingerprint

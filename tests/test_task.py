@@ -1,0 +1,365 @@
+import json
+import subprocess
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+
+from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
+from litseq.data import TranslationDataModule
+from litseq.decoding import SearchOptions
+from litseq.task import Seq2Seq
+
+TINY_RNN = {"embedding_dim": 12, "hidden_size": 16}
+TINY_TRANSFORMER = {
+    "d_model": 12,
+    "num_heads": 3,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "dim_feedforward": 20,
+}
+FAMILIES = {
+    RnnSeq2Seq: TINY_RNN,
+    RnnAttentionSeq2Seq: TINY_RNN,
+    TransformerSeq2Seq: TINY_TRANSFORMER,
+}
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda cls: cls.__name__)
+def family(request):
+    return request.param
+
+
+def make(cls, **options):
+    """A module with the same weights each time, built at once where the vocabulary is given."""
+    torch.manual_seed(0)
+    module = cls(**{**FAMILIES[cls], "warmup_steps": 4, "max_len_b": 5, **options})
+    if "vocab_size" in options:
+        module.configure_model()
+    return module
+
+
+def trainer(folder, **options):
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 1, "log_every_n_steps": 1, **options},
+    )
+
+
+class Batches(pl.LightningDataModule):
+    """A foreign DataModule: it knows nothing of litseq."""
+
+    def __init__(self, batches, tokenizer=None):
+        super().__init__()
+        self.batches = batches
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.batches, batch_size=None)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+
+def batch(lengths, *, vocab_size=23):
+    """Random examples whose sources and targets have the given lengths."""
+    size = max(lengths)
+    ids = torch.randint(4, vocab_size, (len(lengths), size))
+    padding = torch.arange(size) >= torch.tensor(lengths)[:, None]
+    return {
+        "input_ids": ids.masked_fill(padding, 0),
+        "attention_mask": (~padding).long(),
+        "labels": ids.flip(1).masked_fill(padding, -100),
+    }
+
+
+def joined(batches):
+    def pad(name, value):
+        rows = [row for b in batches for row in b[name]]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+    return {
+        "input_ids": pad("input_ids", 0),
+        "attention_mask": pad("attention_mask", 0),
+        "labels": pad("labels", -100),
+    }
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+# ---- training ----
+
+
+def test_accumulated_micro_batches_are_the_big_batch(family, tmp_path):
+    micro = [batch([7]), batch([5, 2, 4]), batch([1, 1])]  # very different token counts
+    found = []
+    for batches, parts in ((micro, 3), ([joined(micro)], 1)):
+        module = make(family, vocab_size=23, dropout=0.0)
+        trainer(
+            tmp_path,
+            max_steps=1,
+            accumulate_grad_batches=parts,
+            precision="64-true",
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+        ).fit(module, Batches(batches))
+        found.append(gradients(module))
+    assert found[0].keys() == found[1].keys()
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_gradient_is_that_of_the_mean_token(family, tmp_path):
+    one = batch([7, 3])
+    module = make(family, vocab_size=23, dropout=0.0)
+    trainer(
+        tmp_path, max_steps=1, precision="64-true", limit_val_batches=0, logger=False,
+        enable_checkpointing=False,
+    ).fit(module, Batches([one]))  # fmt: skip
+    reference = make(family, vocab_size=23, dropout=0.0).double()
+    logits = reference(**one)
+    F.cross_entropy(logits.flatten(0, 1), one["labels"].flatten(), label_smoothing=0.1).backward()
+    torch.testing.assert_close(gradients(module), gradients(reference))
+
+
+def test_logged_values(family, tmp_path):
+    one = batch([7, 3])
+    module = make(family, vocab_size=23, dropout=0.0, lr=0.5)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(module, Batches([one]))
+    reference = make(family, vocab_size=23, dropout=0.0)
+    logits, labels = reference(**one).flatten(0, 1), one["labels"].flatten()
+    logged = run.logged_metrics
+    nll = F.cross_entropy(logits, labels)
+    torch.testing.assert_close(logged["train/nll"], nll.detach())
+    torch.testing.assert_close(logged["train/ppl"], nll.exp().detach())
+    smoothed = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(logged["train/loss"], smoothed.detach())
+    smoothed.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters()])
+    torch.testing.assert_close(logged["train/grad_norm"], norm)
+    assert logged["train/lr"].item() == pytest.approx(0.5 / 4)  # first of four warm-up steps
+
+
+def test_schedule_moves_with_every_optimizer_step(tmp_path):
+    module = make(TransformerSeq2Seq, vocab_size=23, lr=1.0)
+    run = trainer(tmp_path, max_epochs=4, accumulate_grad_batches=2)
+    run.fit(module, Batches([batch([3])] * 4))
+    assert run.global_step == 8
+    rate = run.optimizers[0].param_groups[0]["lr"]
+    assert rate == pytest.approx((4 / 9) ** 0.5)  # the ninth step of inverse_sqrt, warm-up 4
+
+
+def test_any_torch_scheduler(tmp_path):
+    module = make(
+        TransformerSeq2Seq,
+        vocab_size=23,
+        lr=1.0,
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5),
+    )
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(module, Batches([batch([3])] * 3))
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.125
+    path = run.checkpoint_callback.best_model_path
+    assert isinstance(Seq2Seq.load_from_checkpoint(path), TransformerSeq2Seq)
+
+
+def test_learns(family, datamodule, tmp_path):
+    module = make(family, dropout=0.0, lr=1e-2, warmup_steps=20)
+    run = trainer(tmp_path, max_epochs=6, logger=False, enable_checkpointing=False)
+    [untrained] = run.validate(module, datamodule, verbose=False)
+    run.fit(module, datamodule)
+    assert run.callback_metrics["val/nll"] < untrained["val/nll"] - 1.0  # nats per token
+
+
+# ---- validation, test, predict ----
+
+
+def test_scores_raw_text(family, datamodule, corpus, tmp_path):
+    module = make(family)
+    run = trainer(tmp_path, logger=False, enable_checkpointing=False)
+    [metrics] = run.test(module, datamodule, verbose=False)
+    lines = (corpus / "test.de").read_text(encoding="utf-8").splitlines()
+    assert [t.reference for t in module.evaluation.translations] == lines
+    assert [t.id for t in module.evaluation.translations] == list(range(30))
+    assert metrics["test/bleu"] == pytest.approx(module.evaluation.scores.bleu)
+    assert set(metrics) == {
+        f"test/{name}" for name in ("loss", "nll", "ppl", "bleu", "chrf", "ter", "exact_match")
+    }
+    torch.testing.assert_close(
+        torch.tensor(metrics["test/nll"]).exp(), torch.tensor(metrics["test/ppl"])
+    )
+
+
+def test_validation_loss_does_not_depend_on_batches(family, data_options, tmp_path):
+    losses = []
+    for max_tokens in (8, 1000):
+        data = TranslationDataModule(**{**data_options, "max_tokens": max_tokens})
+        run = trainer(tmp_path, logger=False, enable_checkpointing=False)
+        [metrics] = run.validate(make(family, vocab_size=64), data, verbose=False)
+        losses.append(metrics["val/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_validation_without_decoding(datamodule, tmp_path):
+    module = make(TransformerSeq2Seq, val_decode=False)
+    [metrics] = trainer(tmp_path, logger=False).validate(module, datamodule, verbose=False)
+    assert set(metrics) == {"val/loss", "val/nll", "val/ppl"}
+    assert module.evaluation is None
+
+
+def test_predicts_every_source_once(family, datamodule, corpus, tmp_path):
+    batches = trainer(tmp_path, logger=False).predict(make(family, n_best=2), datamodule)
+    found = sorted((t for b in batches for t in b), key=lambda t: t.id)
+    assert [t.source for t in found] == (corpus / "test.en").read_text().splitlines()
+    assert all(len(t.hypotheses) == 2 for t in found)
+
+
+# ---- foreign parts ----
+
+
+class Letters:
+    """A foreign tokenizer: decode is all it has."""
+
+    def decode(self, ids):
+        return " ".join(chr(97 + i) for i in ids)
+
+
+def test_foreign_datamodule(family, tmp_path):
+    module = make(family, vocab_size=23)
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(module, Batches([batch([3, 5]), batch([2])], Letters()))
+    assert [t.id for t in module.evaluation.translations] == [0, 1, 2]
+    assert all(t.source and t.reference for t in module.evaluation.translations)
+    with pytest.raises(ValueError, match="needs a litseq tokenizer, got Letters"):
+        module.translate(["hello"])
+
+
+def test_foreign_datamodule_without_tokenizer(tmp_path):
+    module = make(TransformerSeq2Seq, vocab_size=23)
+    run = trainer(tmp_path, logger=False, enable_checkpointing=False)
+    [metrics] = run.validate(module, Batches([batch([3, 5])]), verbose=False)
+    assert set(metrics) == {"val/loss", "val/nll", "val/ppl"}
+    with pytest.raises(ValueError, match="predict needs a tokenizer"):
+        run.predict(module, Batches([batch([3, 5])]))
+    with pytest.raises(ValueError, match="translating text needs a tokenizer"):
+        make(TransformerSeq2Seq, vocab_size=23).translate(["hello"])
+
+
+def test_unknown_vocabulary(tmp_path):
+    with pytest.raises(ValueError, match="vocab_size is unknown: Batches has no litseq tokenizer"):
+        trainer(tmp_path).fit(make(TransformerSeq2Seq), Batches([batch([3])]))
+
+
+def test_vocabulary_that_does_not_fit(datamodule, tmp_path):
+    with pytest.raises(ValueError, match="vocab_size is 99 but the tokenizer .* has 64"):
+        trainer(tmp_path).fit(make(TransformerSeq2Seq, vocab_size=99), datamodule)
+
+
+# ---- checkpoints and translating ----
+
+
+@pytest.fixture(scope="module")
+def fitted(data_options, tmp_path_factory):
+    """A checkpoint of each family, trained for a moment."""
+    paths = {}
+    for cls in FAMILIES:
+        folder = tmp_path_factory.mktemp(cls.__name__)
+        module = make(cls, lr=1e-2)
+        run = trainer(folder, max_epochs=2)
+        run.fit(module, TranslationDataModule(**data_options))
+        paths[cls] = run.checkpoint_callback.best_model_path
+    return paths
+
+
+def test_a_checkpoint_alone_translates(family, fitted, tmp_path):
+    expected = Seq2Seq.load_from_checkpoint(fitted[family]).translate(["one red house", "dog"])
+    code = (
+        "import json, sys; from litseq import Seq2Seq;"
+        "print(json.dumps(Seq2Seq.load_from_checkpoint(sys.argv[1]).translate(sys.argv[2:])))"
+    )
+    # a fresh process in an empty folder: nothing but the file
+    out = subprocess.run(
+        [sys.executable, "-c", code, fitted[family], "one red house", "dog"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # importing the classes is part of what load_from_checkpoint must do
+    assert json.loads(out.stdout.splitlines()[-1]) == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_holds_no_code(family, fitted):
+    checkpoint = torch.load(fitted[family], weights_only=True)
+    assert checkpoint["litseq"]["class"] == f"litseq.architectures.{family.__name__}"
+    assert checkpoint["litseq"]["format_version"] == 1
+
+
+def test_loads_what_was_saved(family, fitted):
+    module = Seq2Seq.load_from_checkpoint(fitted[family], hparams={"beam_size": 7})
+    assert type(module) is family
+    assert not module.training
+    assert module.search_options.beam_size == 7
+    saved = torch.load(fitted[family], weights_only=True)["state_dict"]
+    torch.testing.assert_close(dict(module.state_dict()), dict(saved), rtol=0, atol=0)
+
+
+def test_translations_keep_their_order(family, fitted, corpus):
+    module = Seq2Seq.load_from_checkpoint(fitted[family]).double()
+    texts = (corpus / "test.en").read_text().splitlines()
+    together = module.translations(texts)
+    assert [t.source for t in together] == texts
+    for max_tokens in (1, 12):
+        assert [t.text for t in module.translations(texts, max_tokens=max_tokens)] == [
+            t.text for t in together
+        ]
+
+
+def test_blank_lines_stay_blank(family, fitted):
+    module = Seq2Seq.load_from_checkpoint(fitted[family])
+    assert module.translate([]) == []
+    assert module.translate(["", "  "]) == ["", ""]
+    first, blank, last = module.translate(["one dog", "", "two"])
+    assert blank == ""
+    assert [first, last] == module.translate(["one dog", "two"])
+
+
+def test_unknown_characters_are_reported(fitted, caplog):
+    module = Seq2Seq.load_from_checkpoint(fitted[TransformerSeq2Seq])
+    module.translate(["one dog", "犬"])
+    assert "1 of 2 sources hold only unknown characters (first: line 2)" in caplog.text
+
+
+def test_sampling_does_not_depend_on_the_batch(fitted):
+    module = Seq2Seq.load_from_checkpoint(fitted[TransformerSeq2Seq]).double()
+    options = SearchOptions(sample=True, seed=3, max_len_b=5)
+    texts = ["one red house", "dog", "two green cats"]
+    assert module.translate(texts, options=options) == module.translate(
+        texts, options=options, max_tokens=1
+    )
+
+
+def test_training_goes_on_in_training_mode(fitted):
+    module = Seq2Seq.load_from_checkpoint(fitted[TransformerSeq2Seq]).train()
+    module.translate(["one dog"])
+    assert module.training
+    assert module.network.training
+
+
+def test_resuming_equals_not_stopping(family, data_options, tmp_path):
+    def fit(folder, epochs, ckpt_path=None):
+        module = make(family, dropout=0.0)
+        run = trainer(folder, max_epochs=epochs, limit_val_batches=0)
+        run.fit(module, TranslationDataModule(**data_options), ckpt_path=ckpt_path)
+        return module, run.checkpoint_callback.best_model_path
+
+    whole, _ = fit(tmp_path / "whole", 2)
+    _, path = fit(tmp_path / "half", 1)
+    resumed, _ = fit(tmp_path / "rest", 2, ckpt_path=path)
+    torch.testing.assert_close(dict(resumed.state_dict()), dict(whole.state_dict()), rtol=0, atol=0)
