@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 import litseq.architectures  # noqa: F401 - its classes are then known by their short names
 from litseq import checkpoints
 from litseq.callbacks import TranslationWriter, run_folder
+from litseq.cli_messages import explain
 from litseq.data import TranslationDataModule
 from litseq.task import Seq2Seq
 
@@ -24,18 +26,31 @@ __all__ = ["Seq2SeqCLI", "main"]
 
 log = logging.getLogger("litseq")
 
-COMMANDS = {
-    "translate": ("litseq.translate", "translate text with a checkpoint"),
-}
-"""Commands beside Lightning's own: name to module (whose ``main`` takes the options) and help."""
+COMMANDS = {"translate": ("litseq.translate", "translate text with a checkpoint")}
+"""Commands beside Lightning's own: name to module, whose ``main`` takes the options, and help."""
+
+_DESCRIPTION = "litseq: sequence-to-sequence learning inside PyTorch Lightning."
+_EPILOG = "Other commands: " + "; ".join(
+    f"litseq {name}: {purpose}" for name, (_, purpose) in COMMANDS.items()
+)
 
 
-class Parser(LightningArgumentParser):
-    """Says in one line what is wrong with a configuration."""
+class _OneLineErrors:
+    """Says in one line what is wrong, with status 2, as ``argparse`` does after its usage."""
+
+    words: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the program with status 2, as ``argparse`` does, without printing the usage."""
-        _fail(" ".join(message.split()), ex)
+        """Ends the program."""
+        _fail(explain(message, self.words), ex)
+
+
+class TrainerParser(_OneLineErrors, LightningArgumentParser):
+    """The parser of Lightning's commands."""
+
+
+class CommandParser(_OneLineErrors, ArgumentParser):
+    """The parser of litseq's own commands."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -79,7 +94,8 @@ class Seq2SeqCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=1,
             trainer_defaults={"callbacks": [TranslationWriter()]},
-            parser_class=Parser,
+            parser_class=TrainerParser,
+            parser_kwargs={"description": _DESCRIPTION, "epilog": _EPILOG},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=None if args is None else list(args),
@@ -136,13 +152,21 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Words of the command line. None: those of this process.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    words = list(sys.argv[1:] if args is None else args) or ["--help"]
+    _OneLineErrors.words = words
     try:
-        if words and words[0] in COMMANDS:
+        if words[0] in COMMANDS:
             command: Callable[..., None] = import_module(COMMANDS[words[0]][0]).main
-            auto_cli(command, args=words[1:], prog=f"litseq {words[0]}", parser_class=Parser)
+            auto_cli(
+                command,
+                args=words[1:],
+                as_positional=False,
+                prog=f"litseq {words[0]}",
+                description=(inspect.getdoc(command) or "").partition("\n\nArgs:")[0],
+                parser_class=CommandParser,
+            )
         else:
-            Seq2SeqCLI(args)
+            Seq2SeqCLI(words if args is not None or len(sys.argv) < 2 else None)
     except (ValueError, OSError) as error:
         _fail(" ".join(str(error).split()), error)
 
@@ -157,9 +181,9 @@ def _fail(message: str, error: BaseException | None) -> NoReturn:
 def _value_of(option: str, args: Sequence[str]) -> str | None:
     """Finds the last value of an option in ``--option value`` or ``--option=value``."""
     value = None
-    for word, after in zip(args, [*args[1:], ""], strict=True):
+    for position, word in enumerate(args):
         if word == option:
-            value = after
+            value = next(iter(args[position + 1 :]), None)
         elif word.startswith(f"{option}="):
             value = word.partition("=")[2]
     return value

@@ -23,8 +23,8 @@ _CHUNK = 2048
 
 
 def main(
-    ckpt: str,
     *,
+    ckpt: str,
     input: str = "-",
     output: str = "-",
     format: Literal["text", "jsonl"] = "text",

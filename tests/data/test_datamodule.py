@@ -1,6 +1,9 @@
 import logging
 
+import datasets
 import lightning.pytorch as L
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from jsonargparse import ArgumentParser
@@ -156,6 +159,42 @@ def test_sizes_cut_the_training_data(folder):
     assert sizes == [47, 7, 6]
 
 
+def test_hub(folder, tmp_path, monkeypatch):
+    """A folder of Parquet files stands in for a dataset on the Hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    (tmp_path / "set").mkdir()
+    for split, name in (("train", "train"), ("val", "validation")):
+        rows = [{"translation": {"en": source, "zh": target}} for source, target in PAIRS[split]]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / f"{name}-0.parquet")
+    options = {"dataset": str(tmp_path / "set"), "train": None, "val": None, "test": None}
+    data = prepare(folder, **options)
+    assert data.texts("train", [5]) == ([PAIRS["train"][5][0]], [PAIRS["train"][5][1]])
+    assert len(ids_of(data.val_dataloader())) == 11
+    with pytest.raises(ValueError, match="no test data: give test"):
+        data.test_dataloader()
+    joined = prepare(folder, **(options | {"test": ["validation", "train[:3]"]}))
+    assert len(ids_of(joined.test_dataloader())) == 14
+    cut = prepare(folder, **(options | {"test_size": 6}))
+    assert len(ids_of(cut.test_dataloader())) == 6
+
+
+def test_a_hub_dataset_without_training_split(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"en": ["a"], "zh": ["b"]}), tmp_path / "set" / "test-0.parquet")
+    options = {"dataset": str(tmp_path / "set"), "train": None, "val": None, "test": None}
+    with pytest.raises(ValueError, match="no training split to cut; name it: train"):
+        prepare(folder, **options, val_size=1)
+
+
+def test_a_tokenizer_is_trained_on_a_sample_of_a_huge_corpus(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("litseq.data.prepare._MAX_TOKENIZER_PAIRS", 40)
+    with caplog.at_level(logging.INFO):
+        data = prepare(folder, cache_dir=str(tmp_path))
+    assert "training the tokenizer on 40 of 60 pairs" in caplog.text
+    assert data.tokenizer.src_vocab_size == 60
+
+
 def test_filters_drop_training_pairs_and_say_so(folder, tmp_path, caplog):
     odd = [("", "空"), ("dog " * 48, "狗"), ("cat", "猫"), ("cat", "猫"), ("dog " * 99, "狗")]
     for split in ("train", "val"):
@@ -218,7 +257,7 @@ def test_before_setup(folder):
     data = make(folder)
     with pytest.raises(RuntimeError, match="no tokenizer yet; call prepare_data"):
         _ = data.tokenizer
-    with pytest.raises(RuntimeError, match="no train data: give train, and call prepare_data"):
+    with pytest.raises(ValueError, match="no train data: give train, and call prepare_data"):
         data.train_dataloader()
     assert data.state_dict() == {}
 

@@ -39,6 +39,11 @@ def test_no_text_occurs_twice_in_a_language(language: str) -> None:
     assert len(set(every_text(language))) == sum(SIZES.values())
 
 
+def test_no_text_is_the_same_in_two_languages() -> None:
+    for texts in zip(*(every_text(language) for language in LANGUAGES), strict=True):
+        assert len(set(texts)) == len(LANGUAGES)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_texts_are_clean(language: str) -> None:
     text = "\n".join(every_text(language))

@@ -304,7 +304,7 @@ class TranslationDataModule(L.LightningDataModule):
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
         if split not in self._splits:
             source = "predict or test" if split == "predict" else split
-            raise RuntimeError(
+            raise ValueError(
                 f"there are no {split} data: give {source}, and call prepare_data() and setup()."
             )
         return self._splits[split]

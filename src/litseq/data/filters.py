@@ -85,7 +85,7 @@ def filter_pairs(
     Raises:
         ValueError: If a limit would let nothing through.
     """
-    check_limits(max_src_len, max_tgt_len, max_length_ratio)
+    _check_limits(max_src_len, max_tgt_len, max_length_ratio)
     src_words, tgt_words = src.tokens - 1, tgt.tokens - 1
     limits = " or ".join(map(str, sorted({max_src_len, max_tgt_len})))
     reasons: dict[str, NDArray[np.bool_]] = {
@@ -122,7 +122,7 @@ def review_pairs(
     Returns:
         What was found, and how often; nothing that was not.
     """
-    check_limits(max_src_len, max_tgt_len, None)
+    _check_limits(max_src_len, max_tgt_len, None)
     odd: dict[str, NDArray[np.bool_]] = {
         "empty sources": src.tokens == 1,
         "sources of unknown characters alone": (src.tokens > 1) & (src.known == 0),
@@ -134,8 +134,7 @@ def review_pairs(
     return {what: n for what, rows in odd.items() if (n := int(np.count_nonzero(rows)))}
 
 
-def check_limits(max_src_len: int, max_tgt_len: int, max_length_ratio: float | None) -> None:
-    """Raises ValueError if a limit would let nothing through."""
+def _check_limits(max_src_len: int, max_tgt_len: int, max_length_ratio: float | None) -> None:
     if max_src_len < 2 or max_tgt_len < 2:
         raise ValueError(
             f"max_src_len and max_tgt_len count EOS and must be at least 2, got {max_src_len} and "

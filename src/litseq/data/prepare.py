@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,12 +162,11 @@ class Preparation:
         return self.cache_dir / "prepared" / f"{_key(arguments)}.json"
 
     def _write(self, prepared: Prepared) -> None:
-        self._note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=self._note.parent, delete=False
-        ) as draft:
-            json.dump(asdict(prepared), draft)
-        os.replace(draft.name, self._note)
+        note = self._note
+        note.parent.mkdir(parents=True, exist_ok=True)
+        draft = note.with_suffix(f".{os.getpid()}.draft")
+        draft.write_text(json.dumps(asdict(prepared)), encoding="utf-8")
+        draft.replace(note)
 
     def _cache_texts(self, split: Split) -> Path | None:
         """The folder of a split's texts; None where no data are named for it."""

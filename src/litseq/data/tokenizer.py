@@ -83,7 +83,7 @@ class TranslationTokenizer:
         src_lang: str = "src",
         tgt_lang: str = "tgt",
     ) -> "TranslationTokenizer":
-        """Learns the vocabulary. The same texts and options give the same bytes on every machine.
+        """Learns the vocabulary: the same bytes for the same texts, options and SentencePiece.
 
         Args:
             sources: Source texts of the training split.
@@ -96,9 +96,9 @@ class TranslationTokenizer:
             byte_fallback: Spell characters without a piece as UTF-8 bytes (256 more pieces).
             user_symbols: Texts that are always one piece, such as language tags.
             normalization: What is done to every text before it is cut. ``identity`` leaves it alone
-                but for repeated spaces, so that an output can equal its reference; the others also
-                replace compatibility characters, such as full-width punctuation and no-break
-                spaces.
+                but for spaces at its ends and repeated ones, so that an output can equal its
+                reference; the others also replace compatibility characters, such as full-width
+                punctuation and no-break spaces.
             src_lang: Name of the source language.
             tgt_lang: Name of the target language.
 
