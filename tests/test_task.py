@@ -238,6 +238,9 @@ def test_foreign_datamodule(family, tmp_path):
     run.fit(module, Batches([batch([3, 5]), batch([2])], Letters()))
     assert [t.id for t in module.evaluation.translations] == [0, 1, 2]
     assert all(t.source and t.reference for t in module.evaluation.translations)
+    foreign = Batches([batch([3, 5]), batch([2])], Letters())
+    predicted = [t for found in run.predict(module, foreign) for t in found]
+    assert [t.id for t in predicted] == [0, 1, 2]
     with pytest.raises(ValueError, match="needs a litseq tokenizer, got Letters"):
         module.translate(["hello"])
 
@@ -259,7 +262,7 @@ def test_unknown_vocabulary(tmp_path):
 
 
 def test_vocabulary_that_does_not_fit(datamodule, tmp_path):
-    with pytest.raises(ValueError, match="vocab_size is 99 but the tokenizer .* has 64"):
+    with pytest.raises(ValueError, match=r"vocab_size is 99 but the tokenizer .* has 64"):
         trainer(tmp_path).fit(make(TransformerSeq2Seq, vocab_size=99), datamodule)
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from litseq.data.tokenizer import TranslationTokenizer
 
-__all__ = ["FORMAT_VERSION", "check_fits", "describe", "find_class", "read", "tokenizer_of"]
+__all__ = [
+    "FORMAT_VERSION",
+    "check_class",
+    "check_fits",
+    "describe",
+    "find_class",
+    "read",
+    "tokenizer_of",
+]
 
 FORMAT_VERSION = 1
 """Raised when an older litseq could no longer read what this one writes."""
@@ -49,32 +58,54 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
             f"no checkpoint at {path}; beside it: {', '.join(beside) or 'no .ckpt file'}."
         )
     # the index of the archive stands at its end, so this also finds a file that was cut short
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint, or was cut short; "
-            f"use another checkpoint of the run."
-        )
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(
+                f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint, or was cut short; "
+                f"use another checkpoint of the run."
+            )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # damage shows in a dozen kinds
+        if not isinstance(error, pickle.UnpicklingError) or not _is_intact(path):
+            raise ValueError(f"{path} is damaged; use another checkpoint of the run.") from error
+        refused = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} holds objects other than tensors and plain values and is not loaded; "
-            f"litseq reads only files that cannot run code."
+            f"{path} holds {refused[1] if refused else 'objects'}, which is neither a tensor nor a "
+            f"plain value, and is not loaded; litseq reads only files that cannot run code."
         ) from error
-    except RuntimeError as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    if not isinstance(checkpoint, dict) or "litseq" not in checkpoint:
+    _check_format(path, checkpoint)
+    return cast("dict[str, Any]", checkpoint)
+
+
+def _is_intact(path: Path) -> bool:
+    """Compares the checksums of the archive with its contents."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # as many kinds again
+        return False
+
+
+def _check_format(path: Path, checkpoint: object) -> None:
+    entry = checkpoint.get("litseq") if isinstance(checkpoint, dict) else None
+    if not isinstance(checkpoint, dict) or not isinstance(entry, dict):
         raise ValueError(
             f"{path} was not written by litseq: it has no 'litseq' entry; give a .ckpt of a "
             f"litseq run."
         )
-    version = checkpoint["litseq"]["format_version"]
+    version = entry.get("format_version", FORMAT_VERSION)
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version}, this litseq reads up to {FORMAT_VERSION}; "
             f"install a newer litseq."
         )
-    return checkpoint
+    missing = {"format_version", "class", "tokenizer"} - entry.keys()
+    missing |= {"hyper_parameters", "state_dict"} - checkpoint.keys()
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(sorted(missing))}; use the file as litseq wrote it."
+        )
 
 
 def find_class(checkpoint: dict[str, Any], base: type[Module]) -> type[Module]:
@@ -88,7 +119,7 @@ def find_class(checkpoint: dict[str, Any], base: type[Module]) -> type[Module]:
     if name not in known:
         raise ValueError(
             f"the checkpoint is a {name}, which is no imported {base.__name__}; import its module "
-            f"first, or load it with {name.rpartition('.')[2]}.load_from_checkpoint."
+            f"first, on the command line by --model {name}."
         )
     return known[name]
 
@@ -99,6 +130,22 @@ def tokenizer_of(checkpoint: dict[str, Any]) -> TranslationTokenizer | None:
     return None if state is None else TranslationTokenizer.from_state_dict(state)
 
 
+def check_class(checkpoint: dict[str, Any], cls: type) -> None:
+    """Checks that a checkpoint was written by a class.
+
+    Raises:
+        ValueError: If it was not; names both.
+    """
+    entry = checkpoint.get("litseq")
+    if entry is None:
+        raise ValueError("the checkpoint was not written by litseq: it has no 'litseq' entry.")
+    if entry["class"] != _name(cls):
+        raise ValueError(
+            f"the checkpoint is a {entry['class'].rpartition('.')[2]}, the model is a "
+            f"{cls.__name__}; choose the model of the checkpoint or another checkpoint."
+        )
+
+
 def check_fits(
     checkpoint: dict[str, Any], module: nn.Module, tokenizer: TranslationTokenizer | None
 ) -> None:
@@ -107,14 +154,7 @@ def check_fits(
     Raises:
         ValueError: If class, tokenizer or a weight's shape differs; names both sides.
     """
-    entry = checkpoint.get("litseq")
-    if entry is None:
-        raise ValueError("the checkpoint was not written by litseq: it has no 'litseq' entry.")
-    if entry["class"] != _name(type(module)):
-        raise ValueError(
-            f"the checkpoint is a {entry['class'].rpartition('.')[2]}, the model is a "
-            f"{type(module).__name__}; choose the model of the checkpoint or another checkpoint."
-        )
+    check_class(checkpoint, type(module))
     saved = tokenizer_of(checkpoint)
     if saved is not None and tokenizer is not None and saved.fingerprint != tokenizer.fingerprint:
         raise ValueError(

@@ -6,19 +6,22 @@ import inspect
 import logging
 import os
 import sys
+import warnings
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, auto_cli
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
+from jsonargparse import auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import litseq.architectures  # noqa: F401 - its classes are then known by their short names
 from litseq import checkpoints
-from litseq.callbacks import TranslationWriter, run_folder
-from litseq.cli_messages import explain
+from litseq.callbacks import TranslationWriter
+from litseq.cli_messages import check_configs, explain, options
+from litseq.cli_runs import SaveRunConfig, prepare_wandb
 from litseq.data import TranslationDataModule
 from litseq.task import Seq2Seq
 
@@ -33,55 +36,17 @@ _DESCRIPTION = "litseq: sequence-to-sequence learning inside PyTorch Lightning."
 _EPILOG = "Other commands: " + "; ".join(
     f"litseq {name}: {purpose}" for name, (_, purpose) in COMMANDS.items()
 )
-
-
-class _OneLineErrors:
-    """Says in one line what is wrong, with status 2, as ``argparse`` does after its usage."""
-
-    words: Sequence[str] = ()
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the program."""
-        _fail(explain(message, self.words), ex)
-
-
-class TrainerParser(_OneLineErrors, LightningArgumentParser):
-    """The parser of Lightning's commands."""
-
-
-class CommandParser(_OneLineErrors, ArgumentParser):
-    """The parser of litseq's own commands."""
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Saves the configuration of ``fit`` in the run's folder, and never over that of another run.
-
-    Lightning's own saves for every command, into a folder that W&B runs share, and gives up when a
-    file is there already.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes ``config.yaml`` once, on rank zero."""
-        if stage != "fit" or self.already_saved:
-            return
-        self.already_saved = True
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero:
-            return
-        path = folder / self.config_filename
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.save(str(path), base_path=str(folder), policy="now")
+# main says what is wrong, in one line; an abbreviation could be a misspelling
+_PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+_USER_ERRORS = (ValueError, OSError, MisconfigurationException)
 
 
 class Seq2SeqCLI(LightningCLI):
     """LightningCLI for sequence-to-sequence tasks.
 
-    A checkpoint brings its model along: ``litseq test --ckpt_path best.ckpt`` needs no ``--model``,
-    configuration files override what the checkpoint says, and flags override both. For validate,
-    test and predict the DataModule takes the checkpoint's tokenizer.
+    A checkpoint brings its model and data along: ``litseq test --ckpt_path best.ckpt`` needs
+    nothing else and writes beside the checkpoint's run. Configuration files override what the
+    checkpoint says, and flags override both. The tokenizer is always the checkpoint's.
     """
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
@@ -94,8 +59,12 @@ class Seq2SeqCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=1,
             trainer_defaults={"callbacks": [TranslationWriter()]},
-            parser_class=TrainerParser,
-            parser_kwargs={"description": _DESCRIPTION, "epilog": _EPILOG},
+            parser_kwargs={
+                "description": _DESCRIPTION,
+                "epilog": _EPILOG,
+                **_PARSING,
+                **{command: dict(_PARSING) for command in self.subcommands()},
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=None if args is None else list(args),
@@ -111,39 +80,57 @@ class Seq2SeqCLI(LightningCLI):
         """Reads the checkpoint first: what it says is the default of everything else."""
         given = sys.argv[1:] if args is None else args
         if isinstance(given, list):
+            check_configs(given)
             self._checkpoint_defaults(given)
         super().parse_arguments(parser, args)
 
     def _checkpoint_defaults(self, args: list[str]) -> None:
-        path = _value_of("--ckpt_path", args)
-        command = args[0] if args else None
-        if path in (None, "best", "last", "hpc") or command not in self.subcommands():
+        given = dict(options(args))
+        path, command = given.get("--ckpt_path", "null"), args[0] if args else None
+        if path in ("null", "best", "last", "hpc") or command not in self.subcommands():
             return
-        checkpoint = checkpoints.read(str(path))
-        cls = checkpoints.find_class(checkpoint, Seq2Seq)  # type: ignore[type-abstract]
-        defaults: dict[str, Any] = {
-            "model": {
+        self._checkpoint = checkpoint = checkpoints.read(path)
+        defaults: dict[str, Any] = {}
+        try:
+            cls = checkpoints.find_class(checkpoint, Seq2Seq)  # type: ignore[type-abstract]
+        except ValueError:
+            # a class of the user's own, which the configuration names, and so imports
+            if not {"-c", "--config", "--model"} & given.keys():
+                raise
+        else:
+            defaults["model"] = {
                 "class_path": f"{cls.__module__}.{cls.__qualname__}",
                 "init_args": checkpoint["hyper_parameters"],
             }
-        }
         if command != "fit":
+            ours = "TranslationDataModule" in checkpoint  # Lightning keeps its state there
             defaults["data"] = {
                 "class_path": f"{TranslationDataModule.__module__}.TranslationDataModule",
-                "init_args": {"tokenizer": str(path)},
+                "init_args": checkpoint["datamodule_hyper_parameters"] if ours else {},
             }
+            # what comes out belongs to the run of the checkpoint, not to a new one
+            defaults["trainer"] = {"logger": False}
         self._parser(command).set_defaults(defaults)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint override what the user says."""
 
     def before_instantiate_classes(self) -> None:
-        """Keeps W&B from asking for a key that is not there."""
+        """Takes the tokenizer out of the checkpoint, where the configuration would train one."""
         config = self.config[self.subcommand]
-        loggers = config.trainer.logger
-        loggers = loggers if isinstance(loggers, list) else [loggers]
-        if any("WandbLogger" in str(getattr(logger, "class_path", "")) for logger in loggers):
-            _wandb_offline_unless_logged_in()
+        if self.subcommand == "fit":
+            return
+        if config.ckpt_path is None:
+            log.warning("no --ckpt_path is given: the model is untrained.")
+        elif self._checkpoint and self._checkpoint["litseq"]["tokenizer"]:
+            if config.get("data.init_args.tokenizer", "") is None:
+                config["data.init_args.tokenizer"] = config.ckpt_path
+
+    def after_instantiate_classes(self) -> None:
+        """Compares the model with the checkpoint's before any work is done; gets W&B ready."""
+        if self._checkpoint:
+            checkpoints.check_class(self._checkpoint, type(self.model))
+        prepare_wandb(self.trainer)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -153,22 +140,55 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words of the command line. None: those of this process.
     """
     words = list(sys.argv[1:] if args is None else args) or ["--help"]
-    _OneLineErrors.words = words
+    _silence_what_no_user_can_act_on()
+    handler = logging.StreamHandler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
-        if words[0] in COMMANDS:
-            command: Callable[..., None] = import_module(COMMANDS[words[0]][0]).main
-            auto_cli(
-                command,
-                args=words[1:],
-                as_positional=False,
-                prog=f"litseq {words[0]}",
-                description=(inspect.getdoc(command) or "").partition("\n\nArgs:")[0],
-                parser_class=CommandParser,
-            )
-        else:
-            Seq2SeqCLI(words if args is not None or len(sys.argv) < 2 else None)
-    except (ValueError, OSError) as error:
-        _fail(" ".join(str(error).split()), error)
+        _run(words, explicit=args is not None)
+    except ArgumentError as error:
+        _fail(explain(str(error), words), error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except _USER_ERRORS as error:
+        cause = _innermost(error)
+        if not isinstance(cause, _USER_ERRORS):
+            raise cause  # noqa: B904 - its own traceback says where it comes from
+        _fail(_one_line(cause), error)
+    finally:
+        log.removeHandler(handler)
+
+
+def _run(words: list[str], *, explicit: bool) -> None:
+    commands = [*Seq2SeqCLI.subcommands(), *COMMANDS]
+    if words[0] in COMMANDS:
+        command: Callable[..., None] = import_module(COMMANDS[words[0]][0]).main
+        auto_cli(
+            command,
+            args=words[1:],
+            as_positional=False,
+            prog=f"litseq {words[0]}",
+            description=(inspect.getdoc(command) or "").partition("\n\nArgs:")[0],
+            **_PARSING,
+        )
+    elif words[0] in commands or words[0].startswith("-"):
+        Seq2SeqCLI(words if explicit or len(sys.argv) < 2 else None)
+    else:
+        raise ValueError(f"there is no command {words[0]!r}; choose among {', '.join(commands)}.")
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Unwraps an error of a constructor from what jsonargparse says about its type."""
+    while str(error).startswith("Does not validate") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith("Original Traceback") for line in lines):  # of a worker process
+        return lines[-1].partition(": ")[2]
+    return " ".join(lines)
 
 
 def _fail(message: str, error: BaseException | None) -> NoReturn:
@@ -178,23 +198,10 @@ def _fail(message: str, error: BaseException | None) -> NoReturn:
     raise SystemExit(2)
 
 
-def _value_of(option: str, args: Sequence[str]) -> str | None:
-    """Finds the last value of an option in ``--option value`` or ``--option=value``."""
-    value = None
-    for position, word in enumerate(args):
-        if word == option:
-            value = next(iter(args[position + 1 :]), None)
-        elif word.startswith(f"{option}="):
-            value = word.partition("=")[2]
-    return value
-
-
-def _wandb_offline_unless_logged_in() -> None:
-    import wandb
-
-    if os.environ.get("WANDB_MODE") or wandb.api.api_key:
-        return
-    os.environ["WANDB_MODE"] = "offline"
-    log.warning(
-        "not logged in to W&B: the run is kept offline; 'wandb sync FOLDER' sends it later."
+def _silence_what_no_user_can_act_on() -> None:
+    # advertisements, a deprecation inside of Lightning, and callbacks that a test does not need
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
     )
+    for message in ("`isinstance\\(treespec", "Be aware that when using `ckpt_path`"):
+        warnings.filterwarnings("ignore", message=message)

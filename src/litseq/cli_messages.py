@@ -5,15 +5,67 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+import yaml
+from lightning.pytorch import Trainer, callbacks, loggers
 
+import litseq
+from litseq import translate
 from litseq.data import TranslationDataModule
 from litseq.task import Seq2Seq
 
-__all__ = ["explain"]
+__all__ = ["check_configs", "explain", "options"]
+
+
+def options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields each option with its value, from ``--option value`` and ``--option=value`` alike."""
+    for position, word in enumerate(args):
+        if word.startswith("-"):
+            option, _, value = word.partition("=")
+            yield option, value or next(iter(args[position + 1 :]), "")
+
+
+def check_configs(args: Sequence[str]) -> None:
+    """Checks that the configuration files of a command line can be read.
+
+    Args:
+        args: Words of the command line.
+
+    Raises:
+        FileNotFoundError: If a file is missing; names those beside it.
+        ValueError: If a file is a folder, or holds something else than keys in YAML; names the
+            line.
+    """
+    for path in _config_files(args):
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give a configuration file.")
+        if not path.exists():
+            there = sorted(p.name for p in path.parent.glob("*.y*ml"))
+            raise FileNotFoundError(
+                f"no configuration file at {path}; beside it: {', '.join(there) or 'no YAML file'}."
+            )
+        try:
+            content = yaml.safe_load(path.read_bytes().decode("utf-8"))
+        except UnicodeDecodeError as error:
+            line = path.read_bytes().count(b"\n", 0, error.start) + 1
+            byte = error.object[error.start]
+            raise ValueError(
+                f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8; convert the file to UTF-8."
+            ) from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{path}, line {mark.line + 1}" if mark else str(path)
+            problem = getattr(error, "problem", None) or str(error)
+            raise ValueError(
+                f"{where}: not YAML ({' '.join(problem.split())}); brackets and quotes must be "
+                f"closed, and lines are indented by spaces, never by tabs."
+            ) from error
+        if not isinstance(content, dict):
+            kind = "nothing" if content is None else f"a {type(content).__name__}"
+            raise ValueError(f"{path} holds {kind}; it needs keys such as model, data or trainer.")
 
 
 def explain(message: str, args: Sequence[str]) -> str:
@@ -21,70 +73,147 @@ def explain(message: str, args: Sequence[str]) -> str:
 
     Args:
         message: What jsonargparse says, on one line or many.
-        args: Words of the command line; the configuration files that they name are searched for
-            the culprit.
+        args: Words of the command line; they and the configuration files that they name are
+            searched for the culprit.
 
     Returns:
         One line: where, what, and what to do.
     """
-    message = " ".join(message.split())
-    if found := re.search(r"(?:accept option|Option) '([\w.]+)'", message):
-        return _unknown_key(found[1], args)
-    if found := re.search(r"class_path '([^']+)'|import path string: (\S+)", message):
-        return _unknown_class(found[1] or found[2], args)
-    if "required: fit.model" in message or re.search(r"required: \w+\.model", message):
-        return f"no model given; name a configuration with -c, or --model {' | '.join(_models())}."
-    if found := re.fullmatch(
-        r'Parser key "([\w.]+)": Expected an? <class \'(\w+)\'>\.? Got value: (.*)', message
-    ):
-        return f"{_where(found[1], args)}{found[1]} must be {found[2]}, got {found[3]!r}."
-    return message
+    if "is abstract" in message or re.search(r"required: \w+\.model", message):
+        models = " | ".join(sorted(cls.__name__ for cls in Seq2Seq.__subclasses__()))
+        return f"no model given; name a configuration with -c, or --model {models}."
+    if found := re.search(r"arguments are required: (\w+)$", message):
+        return f"--{found[1]} is missing; {_help(args)} says what it is."
+    if found := re.fullmatch(r"argument (?:.*/)?(\S+): expected one argument", message):
+        return f"{found[1]} needs a value; {_help(args)} says which."
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        word = found[1].partition("=")[0]
+        if word.startswith("--"):
+            return _unknown_key(word[2:], None, args)
+        return f"unexpected word {found[1]!r}; {_help(args)} lists the options."
+    owner, _, inner = message.rpartition("Problem with given class_path ")
+    name = inner.partition("'")[2].partition("'")[0] if owner else None
+    if found := re.search(r"accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message):
+        return _unknown_key(found[1] or found[2], name, args)
+    if found := re.search(r"import path string: (\S+)|No module named|has no attribute", message):
+        return _unknown_class(found[1] or name or "", args)
+    return _wrong_value(message, args) or " ".join(message.split())
 
 
-def _unknown_key(path: str, args: Sequence[str]) -> str:
+def _help(args: Sequence[str]) -> str:
+    return f"'litseq {args[0]} --help'"
+
+
+def _unknown_key(path: str, owner: str | None, args: Sequence[str]) -> str:
+    """Says which key is unknown, to a class or, without one, to the command."""
+    known = _keys_of_command(args) if owner is None else _keys_of(_import(owner))
     keys = [key for key in path.split(".") if key not in ("class_path", "init_args")]
-    unknown = next((key for key in keys if key not in _known_keys()), keys[-1])
-    near = difflib.get_close_matches(unknown, _known_keys(), n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else "'litseq fit --help' lists the keys."
-    return f"{_where(unknown, args)}unknown key {unknown!r}; {remedy}"
+    unknown = next((key for key in keys if key not in known), keys[-1])
+    if near := difflib.get_close_matches(unknown, known, n=1):
+        remedy = f"did you mean {known[near[0]]!r}?"
+    elif owner is None:
+        remedy = f"{_help(args)} lists the keys."
+    else:
+        remedy = f"it has {', '.join(sorted(known))}."
+    place = _where([rf"{re.escape(unknown)}\W*:"], args)
+    whose = f" of {owner.rpartition('.')[2]}" if owner else ""
+    return f"{place}unknown key {unknown!r}{whose}; {remedy}"
 
 
-def _unknown_class(name: str, args: Sequence[str]) -> str:
-    known = [*_models(), TranslationDataModule.__name__]
-    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else f"litseq has {', '.join(known)}."
+def _keys_of_command(args: Sequence[str]) -> dict[str, str]:
+    if args[0] == "translate":
+        return _keys_of(translate.main)
+    keys = {key: key for key in ("model", "data", "trainer", "seed_everything", "ckpt_path")}
+    makers: dict[str, Sequence[Callable[..., object]]] = {
+        "model": [Seq2Seq, *Seq2Seq.__subclasses__()],
+        "data": [TranslationDataModule],
+        "trainer": [Trainer],
+    }
+    for section, group in makers.items():
+        keys |= {key: f"{section}.{key}" for maker in group for key in _keys_of(maker)}
+    return keys
+
+
+def _keys_of(maker: Callable[..., object]) -> dict[str, str]:
+    """The arguments of a class and of those it inherits from, or of a function."""
+    functions = [maker]
+    if isinstance(maker, type):
+        functions = [vars(base)["__init__"] for base in maker.__mro__ if "__init__" in vars(base)]
+    return {
+        key: key
+        for function in functions
+        for key, parameter in inspect.signature(function).parameters.items()
+        if key != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+
+
+def _import(path: str) -> Callable[..., object]:
+    module, _, name = path.rpartition(".")
+    found: Callable[..., object] = getattr(import_module(module), name)
+    return found
+
+
+def _unknown_class(path: str, args: Sequence[str]) -> str:
+    known = {
+        name: f"{home.__name__}.{name}"
+        for home in (loggers, callbacks, litseq)
+        for name in home.__all__
+        if name[0].isupper()
+    }
+    near = difflib.get_close_matches(path.rpartition(".")[2], known, n=1)
+    remedy = f"did you mean {known[near[0]]!r}? A" if near else "a"
+    place = _where([rf"{re.escape(path)}(?![\w.])"], args)
     return (
-        f"{_where(name, args)}there is no class {name!r}; {remedy} A class of your own needs its "
-        f"full path, and its package must be importable."
+        f"{place}there is no class {path!r}; {remedy} class of your own needs its full path, and "
+        f"its package must be importable."
     )
 
 
-def _models() -> list[str]:
-    return sorted(cls.__name__ for cls in Seq2Seq.__subclasses__() if "." in cls.__module__)
+def _wrong_value(message: str, args: Sequence[str]) -> str | None:
+    """Explains the innermost complaint about a value, if there is one."""
+    innermost = re.search(r'(?s).*Parser key "([\w.]+)":(.*)', message)
+    if innermost is None:
+        return None
+    key, problem = innermost[1].rpartition(".")[2], innermost[2]
+    if found := re.match(r"\s*Expected an? (.+)\. Got value: (.*)", problem):
+        kinds, value = [found[1]], found[2]
+    else:
+        kind = r"^\s*- (?:Expected an? (?!path)|.*\b(?=subclass of ))(.+)$"
+        kinds = re.findall(kind, problem, re.MULTILINE)
+        given = re.search(r"Given value: (?:NestedArg\(key='.*', val=)?(.*?)\)?$", problem)
+        value = given[1].strip("'") if given else ""
+    if not kinds:
+        return None
+    place = _where([rf"{key}\W*:.*{re.escape(value)}", rf"{key}\W*:"], args)
+    return f"{place}{key} must be {' or '.join(map(_kind, kinds))}, got {value!r}."
 
 
-def _known_keys() -> set[str]:
-    makers: tuple[type, ...] = (Trainer, TranslationDataModule, Seq2Seq, *Seq2Seq.__subclasses__())
-    keys = {name for maker in makers for name in inspect.signature(maker).parameters}
-    return keys - {"self", "options"} | {
-        "model", "data", "trainer", "seed_everything", "ckpt_path", "config",
-    }  # fmt: skip
+def _kind(name: str) -> str:
+    if found := re.fullmatch(r"typing\.Literal\[(.*)\]", name):
+        return f"one of {found[1]}"
+    found = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>", name)
+    return {"NoneType": "null"}.get(found[1], found[1]) if found else f"a {name}"
 
 
-def _where(word: str, args: Sequence[str]) -> str:
-    """Finds a word in the configuration files: "FILE, line N: ", or nothing."""
-    pattern = re.compile(rf"(?<![\w.]){re.escape(word)}(?![\w.])")
-    for path in _config_files(args):
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            if pattern.search(line.partition(" #")[0]):
-                return f"{path}, line {number}: "
+def _where(patterns: Iterable[str], args: Sequence[str]) -> str:
+    """Finds where something was said: "--option: " or "FILE, line N: " or nothing."""
+    for pattern in patterns:
+        for place, text in _places(args):
+            if re.search(rf"(?<![\w.]){pattern}", text):
+                return f"{place}: "
     return ""
 
 
+def _places(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for option, value in options(args):
+        yield option, f"{option.rpartition('.')[2].lstrip('-')}: {value}"
+    for path in _config_files(args):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            yield f"{path}, line {number}", line.partition(" #")[0]
+
+
 def _config_files(args: Sequence[str]) -> Iterator[Path]:
-    for position, word in enumerate(args):
-        option, _, value = word.partition("=")
-        if option in ("-c", "--config"):
-            path = Path(value or next(iter(args[position + 1 :]), ""))
-            if path.is_file():
-                yield path
+    for option, value in options(args):
+        # jsonargparse takes a configuration itself, or a URL, where it takes a file
+        if option in ("-c", "--config") and value and not re.search(r"\n|\{|://", value):
+            yield Path(value)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "TokenLoss", "token_loss"]
+__all__ = ["IGNORE", "TokenLoss", "check_label_smoothing", "token_loss"]
 
 IGNORE = -100
 """The label of positions that count nothing, as in ``torch.nn.CrossEntropyLoss``."""
@@ -46,15 +46,20 @@ def token_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) 
     Source: Szegedy et al. (2016), section 7, https://arxiv.org/abs/1512.00567; Vaswani et al.
     (2017), section 5.4.
     """
+    check_label_smoothing(label_smoothing)
+    loss, nll = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits.flatten(0, -2), labels.flatten(), label_smoothing
+    )
+    return TokenLoss(loss, nll, (labels != IGNORE).sum())
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    """Raises ``ValueError`` if the share is out of its range."""
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(
             f"label_smoothing must be at least 0 and below 1, got {label_smoothing}; the paper's "
             f"value is 0.1."
         )
-    loss, nll = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits.flatten(0, -2), labels.flatten(), label_smoothing
-    )
-    return TokenLoss(loss, nll, (labels != IGNORE).sum())
 
 
 class _CrossEntropy(torch.autograd.Function):

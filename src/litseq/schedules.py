@@ -82,8 +82,8 @@ def scheduler(
         raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}.")
     if schedule in ("linear", "cosine") and total_steps <= 0:
         raise ValueError(
-            f"the {schedule} schedule needs the number of steps of the run, got {total_steps}; set "
-            f"max_steps or max_epochs."
+            f"the {schedule} schedule needs the number of steps of the run; set max_steps or "
+            f"max_epochs, or choose another schedule."
         )
     return LambdaLR(
         optimizer,

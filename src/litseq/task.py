@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -18,7 +19,7 @@ from typing_extensions import Self
 from litseq import checkpoints
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import SearchOptions
-from litseq.losses import IGNORE, TokenLoss, token_loss
+from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, token_loss
 from litseq.metrics import Evaluation, corpus_scores
 from litseq.models.base import Seq2SeqModel
 from litseq.schedules import Schedule, scheduler
@@ -92,6 +93,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         val_decode: bool = True,
     ) -> None:
         super().__init__()
+        check_label_smoothing(label_smoothing)
         # a scheduler is made of code, and a checkpoint holds none
         self.save_hyperparameters(ignore="lr_scheduler")
         self.lr_scheduler = lr_scheduler
@@ -112,8 +114,9 @@ class Seq2Seq(pl.LightningModule, ABC):
         self.tokenizer: TranslationTokenizer | None = None
         self.evaluation: Evaluation | None = None
         self._translations: list[Translation] = []
+        self._num_examples = 0
         self._num_tokens: Tensor | None = None
-        self.val_sums, self.test_sums = _sums(), _sums()
+        self.val_sums, self.test_sums = _token_sums(), _token_sums()
 
     # ---- the network ----
 
@@ -206,11 +209,12 @@ class Seq2Seq(pl.LightningModule, ABC):
         """Returns the summed loss; ``on_before_optimizer_step`` divides by the tokens."""
         loss, nll, num_tokens = self._loss(batch)
         self._num_tokens = num_tokens + (0 if self._num_tokens is None else self._num_tokens)
-        per_token = {"train/loss": loss.detach() / num_tokens, "train/nll": nll / num_tokens}
-        per_token["train/ppl"] = per_token["train/nll"].exp()
+        nll_per_token = nll / num_tokens
         size = batch["input_ids"].size(0)
-        self.log("train/loss", per_token.pop("train/loss"), prog_bar=True, batch_size=size)
-        self.log_dict(per_token, batch_size=size)
+        self.log("train/loss", loss.detach() / num_tokens, prog_bar=True, batch_size=size)
+        self.log_dict(
+            {"train/nll": nll_per_token, "train/ppl": nll_per_token.exp()}, batch_size=size
+        )
         return loss / TOKEN_UNIT
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -228,7 +232,8 @@ class Seq2Seq(pl.LightningModule, ABC):
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(grads, (parts * TOKEN_UNIT / num_tokens).to(grads[0].dtype))
         self._num_tokens = None
-        if self.trainer._logger_connector.should_update_logs:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
+        if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
             self.log("train/lr", optimizer.param_groups[0]["lr"])
 
@@ -248,12 +253,15 @@ class Seq2Seq(pl.LightningModule, ABC):
         if self.lr_scheduler is not None:
             chosen = self.lr_scheduler(optimizer)
         else:
-            ends = h["schedule"] in ("linear", "cosine")
+            total_steps = 0  # unknown, also where training has no end
+            if h["schedule"] in ("linear", "cosine"):
+                total = self.trainer.estimated_stepping_batches
+                total_steps = int(total) if math.isfinite(total) else 0
             chosen = scheduler(
                 optimizer,
                 h["schedule"],
                 warmup_steps=h["warmup_steps"],
-                total_steps=int(self.trainer.estimated_stepping_batches) if ends else 0,
+                total_steps=total_steps,
             )
         # step by step: Lightning's own default would step once an epoch
         return {
@@ -276,10 +284,16 @@ class Seq2Seq(pl.LightningModule, ABC):
     def on_validation_epoch_start(self) -> None:
         """Begins new sums."""
         self.val_sums.reset()
+        self._translations, self._num_examples = [], 0
 
     def on_test_epoch_start(self) -> None:
         """Begins new sums."""
         self.test_sums.reset()
+        self._translations, self._num_examples = [], 0
+
+    def on_predict_epoch_start(self) -> None:
+        """Begins to count."""
+        self._num_examples = 0
 
     def on_validation_epoch_end(self) -> None:
         """Scores the epoch's translations."""
@@ -317,10 +331,10 @@ class Seq2Seq(pl.LightningModule, ABC):
         self, translator: Translator, batch: Batch, split: Split, options: SearchOptions
     ) -> list[Translation]:
         texts = translator.translate_batch(batch, options)
-        if "id" in batch:
-            ids = batch["id"].tolist()
-        else:  # a foreign DataModule's examples are numbered as they come
-            ids = [len(self._translations) + row for row in range(len(texts))]
+        # a foreign DataModule's examples are numbered as they come
+        numbers = list(range(self._num_examples, self._num_examples + len(texts)))
+        self._num_examples += len(texts)
+        ids = batch["id"].tolist() if "id" in batch else numbers
         sources, references = self._raw_texts(translator, batch, split, ids)
         return list(map(Translation, ids, sources, texts, references))
 
@@ -393,9 +407,21 @@ class Seq2Seq(pl.LightningModule, ABC):
         return [t.text for t in self.translations(texts, options=options, max_tokens=max_tokens)]
 
     def translations(
-        self, texts: Sequence[str], *, options: SearchOptions | None = None, max_tokens: int = 4096
+        self,
+        texts: Sequence[str],
+        *,
+        options: SearchOptions | None = None,
+        max_tokens: int = 4096,
+        first_id: int = 0,
     ) -> list[Translation]:
         """Translates raw text as ``translate`` does, with scores and alternatives.
+
+        Args:
+            texts: Raw source sentences; a blank one has a blank translation.
+            options: How to search. None: as the constructor says.
+            max_tokens: Padded source tokens per batch.
+            first_id: Id of the first text, where these are a part of more: ids choose the random
+                numbers of sampling.
 
         Raises:
             ValueError: If the module has no litseq tokenizer.
@@ -410,7 +436,11 @@ class Seq2Seq(pl.LightningModule, ABC):
         self.eval()
         try:
             return translator.translate(
-                texts, options or self.search_options, max_tokens=max_tokens, device=self.device
+                texts,
+                options or self.search_options,
+                max_tokens=max_tokens,
+                device=self.device,
+                first_id=first_id,
             )
         finally:
             self.train(training)
@@ -465,7 +495,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         return module
 
 
-def _sums() -> MetricCollection:
+def _token_sums() -> MetricCollection:
     # "disable": to look for NaN would mean to wait for the device at every update
     return MetricCollection(
         {name: SumMetric(nan_strategy="disable") for name in TokenLoss._fields},

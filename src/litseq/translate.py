@@ -90,29 +90,31 @@ def main(
         lines = _lines(source, input)
         first = 0
         while chunk := list(islice(lines, 1 if typed else _CHUNK)):
-            for translation in module.translations(chunk, options=options, max_tokens=max_tokens):
-                target.writelines(f"{line}\n" for line in write(first, translation))
+            for translation in module.translations(
+                chunk, options=options, max_tokens=max_tokens, first_id=first
+            ):
+                target.writelines(f"{line}\n" for line in write(translation))
             target.flush()
             first += len(chunk)
 
 
-def _text(first: int, translation: Translation) -> Iterable[str]:
+def _text(translation: Translation) -> Iterable[str]:
     yield " ".join(translation.text.splitlines())
 
 
-def _moses(first: int, translation: Translation) -> Iterable[str]:
+def _moses(translation: Translation) -> Iterable[str]:
     for hypothesis in translation.hypotheses:
         text = " ".join(hypothesis.text.splitlines())
-        yield f"{first + translation.id} ||| {text} ||| {hypothesis.score:.4f}"
+        yield f"{translation.id} ||| {text} ||| {hypothesis.score:.4f}"
 
 
-def _jsonl(first: int, translation: Translation) -> Iterable[str]:
+def _jsonl(translation: Translation) -> Iterable[str]:
     hypotheses = [
         {"text": h.text, "score": h.score, "log_prob": h.log_prob, "num_tokens": h.num_tokens}
         for h in translation.hypotheses
     ]
     record = {
-        "id": first + translation.id,
+        "id": translation.id,
         "source": translation.source,
         **hypotheses[0],
         "hypotheses": hypotheses,
@@ -120,7 +122,7 @@ def _jsonl(first: int, translation: Translation) -> Iterable[str]:
     yield json.dumps(record, ensure_ascii=False)
 
 
-_FORMATS: dict[str, Callable[[int, Translation], Iterable[str]]] = {
+_FORMATS: dict[str, Callable[[Translation], Iterable[str]]] = {
     "text": _text,
     "moses": _moses,
     "jsonl": _jsonl,
@@ -132,9 +134,13 @@ def _device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}; give auto, cpu, cuda or cuda:0.") from error
+        torch.zeros((), device=name).item()
+    except (RuntimeError, AssertionError) as error:  # torch asserts that CUDA was compiled in
+        raise ValueError(
+            f"cannot compute on device {name!r}; give auto, cpu, or an accelerator that is here, "
+            f"such as cuda or cuda:0."
+        ) from error
+    return torch.device(name)
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[str]:
@@ -171,9 +177,18 @@ def _open_output(name: str) -> Iterator[TextIO]:
         # a terminal of another encoding must not end the run in the middle
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")
-        yield sys.stdout
+        try:
+            yield sys.stdout
+        except BrokenPipeError:
+            # the reader, such as head, has seen enough; what is left in the buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
         return
     path = Path(name)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file to write.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -80,6 +80,7 @@ class Translator:
         *,
         max_tokens: int,
         device: torch.device,
+        first_id: int = 0,
     ) -> list[Translation]:
         """Translates raw text, in batches of similar lengths, and keeps its order.
 
@@ -88,6 +89,8 @@ class Translator:
             options: How to search.
             max_tokens: Padded source tokens per batch.
             device: Where the model is.
+            first_id: Id of the first text, where these are a part of more: ids choose the random
+                numbers of sampling.
 
         Raises:
             ValueError: If the tokenizer cannot read raw text.
@@ -98,21 +101,23 @@ class Translator:
                 f"{type(self.tokenizer).__name__}; use a litseq DataModule or checkpoint."
             )
         encoded = self.tokenizer.encode_source(texts)
-        _warn_of_unknown(encoded, self.tokenizer)
-        results = [Translation(i, text, (_BLANK,)) for i, text in enumerate(texts)]
+        _warn_of_unknown(encoded, self.tokenizer, first_id)
+        results = [Translation(i, text, (_BLANK,)) for i, text in enumerate(texts, first_id)]
         filled = [i for i, text in enumerate(texts) if text.strip()]
         lengths = [len(encoded[i]) for i in filled]
         batches = plan_batches(lengths, max_tokens=max_tokens, shuffle=False).batches()
         for rows in batches if filled else ():
-            ids = [filled[row] for row in rows]
-            batch = collate([encoded[i] for i in ids], ids=ids, pad_id=self.pad_id)
+            places = [filled[row] for row in rows]
+            ids = [first_id + i for i in places]
+            batch = collate([encoded[i] for i in places], ids=ids, pad_id=self.pad_id)
             on_device = Batch(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
                 id=batch["id"],
             )
-            for i, hypotheses in zip(ids, self.translate_batch(on_device, options), strict=True):
-                results[i] = Translation(i, texts[i], hypotheses)
+            found = self.translate_batch(on_device, options)
+            for i, hypotheses in zip(places, found, strict=True):
+                results[i] = replace(results[i], hypotheses=hypotheses)
         return results
 
     def target_text(self, ids: Iterable[int]) -> str:
@@ -133,7 +138,9 @@ class Translator:
 _BLANK = ScoredText("", 0.0, 0.0, 0)
 
 
-def _warn_of_unknown(encoded: Sequence[Sequence[int]], tokenizer: TranslationTokenizer) -> None:
+def _warn_of_unknown(
+    encoded: Sequence[Sequence[int]], tokenizer: TranslationTokenizer, first_id: int
+) -> None:
     unk = tokenizer.unk_id
     unreadable = {unk, tokenizer.eos_id, tokenizer.source_space_id}
     lost = [i for i, ids in enumerate(encoded) if unk in ids and unreadable.issuperset(ids)]
@@ -143,5 +150,5 @@ def _warn_of_unknown(encoded: Sequence[Sequence[int]], tokenizer: TranslationTok
             "them: is this the right language?",
             len(lost),
             len(encoded),
-            lost[0] + 1,
+            first_id + lost[0] + 1,
         )

@@ -230,7 +230,7 @@ def test_refuses_a_file_that_is_no_model(shared, tmp_path, content):
         ({"user_symbols": ["<a>", "<a>"]}, "user_symbols holds '<a>' more than once"),
         ({"user_symbols": ["<s>"]}, "must not hold '<s>'"),
         ({"user_symbols": [" "]}, "must not be empty"),
-        ({"character_coverage": 7.0}, "SentencePiece could not be trained on the en and zh text"),
+        ({"character_coverage": 7.0}, r"character_coverage must lie between 0\.98 and 1, got 7\.0"),
     ],
 )
 def test_explains_what_training_refuses(options, message):
@@ -310,3 +310,10 @@ def test_refuses_an_incomplete_or_newer_state(shared):
         )
     with pytest.raises(ValueError, match="has tokenizer format 99, this litseq reads up to 1"):
         TranslationTokenizer.from_state_dict({**state, "format": 99})
+
+
+def test_split_digits_spells_numbers():
+    pieces = train(split_digits=True).source_pieces
+    texts = ["the red dog has 1987 legs"]
+    [ids] = train(split_digits=True).encode_source(texts)
+    assert not [piece for piece in pieces(ids) if len(piece.strip("▁")) > 1 and piece[-1].isdigit()]

@@ -34,13 +34,16 @@ def run_folder(trainer: Trainer) -> Path:
     """The folder that holds everything of this run: where ModelCheckpoint puts ``checkpoints/``.
 
     That is the first logger's ``log_dir`` (CSV, TensorBoard), or its save_dir/name/version where it
-    has none (W&B, whose ``save_dir``, and with it ``trainer.log_dir``, is common to all runs), or
-    ``default_root_dir`` without a logger.
+    has none (W&B, whose ``save_dir``, and with it ``trainer.log_dir``, is common to all runs).
+    Without a logger it is the run that the checkpoint in use comes from, or ``default_root_dir``.
 
     Args:
         trainer: A trainer that is setting up or running. Call on every rank: rank zero decides.
     """
     folder = trainer.default_root_dir
+    checkpoint = Path(trainer.ckpt_path or "")
+    if not trainer.loggers and checkpoint.parent.name == "checkpoints":
+        folder = str(checkpoint.parent.parent)
     if trainer.loggers:
         logger = trainer.loggers[0]
         version = logger.version
@@ -102,10 +105,13 @@ class TranslationWriter(Callback):
         self._start = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the folder; nothing is made yet."""
+        """Begins anew."""
         self._predictions, self._num_seen = {}, Counter()
         self._problem, self._report = "", []
         self._out = None
+
+    # Not in setup: there the checkpoint in use is not known yet.
+    def _find_folder(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._out = Path(self.folder) if self.folder else run_folder(trainer)
 
@@ -118,6 +124,14 @@ class TranslationWriter(Callback):
         self._report = []
 
     # ---- validation and test
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the folder."""
+        self._find_folder(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the folder."""
+        self._find_folder(trainer)
 
     # Not on_*_epoch_end: there callbacks come before the module, which has no evaluation yet.
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,6 +180,10 @@ class TranslationWriter(Callback):
             ]
 
     # ---- prediction
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the folder."""
+        self._find_folder(trainer)
 
     def on_predict_batch_end(
         self,
@@ -233,7 +251,8 @@ class TranslationWriter(Callback):
     # ---- the end of training
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Finds the folder and starts the clock."""
+        self._find_folder(trainer)
         self._start = time.monotonic()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

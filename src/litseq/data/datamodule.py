@@ -63,6 +63,8 @@ class TranslationDataModule(L.LightningDataModule):
         shared_vocab: Whether both languages share one vocabulary.
         character_coverage: Share of the text's characters that get a piece of their own.
         byte_fallback: Whether characters without a piece are spelled in bytes, not unknown.
+        split_digits: Whether every digit is a piece of its own, so that numbers are spelled, not
+            learned by heart.
         user_symbols: Texts that are always one piece, such as language tags.
         normalization: What the trained tokenizer does to texts before it cuts them. With
             ``identity`` alone can an output hold full-width punctuation or no-break spaces.
@@ -111,6 +113,7 @@ class TranslationDataModule(L.LightningDataModule):
         shared_vocab: bool = True,
         character_coverage: float = 1.0,
         byte_fallback: bool = False,
+        split_digits: bool = False,
         user_symbols: list[str] | None = None,
         normalization: Normalization = "identity",
         subword_sampling: float = 0.0,
@@ -133,6 +136,7 @@ class TranslationDataModule(L.LightningDataModule):
         # would be an error.
         self.save_hyperparameters(logger=False)
         self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._check_numbers()
         for name, lang in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
             if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", lang):
                 raise ValueError(f"{name} must be letters, digits, '.', '_' or '-', got {lang!r}.")
@@ -157,6 +161,7 @@ class TranslationDataModule(L.LightningDataModule):
                 "shared": shared_vocab,
                 "character_coverage": character_coverage,
                 "byte_fallback": byte_fallback,
+                "split_digits": split_digits,
                 "user_symbols": list(user_symbols or ()),
                 "normalization": normalization,
             },
@@ -180,6 +185,20 @@ class TranslationDataModule(L.LightningDataModule):
         self._splits: dict[str, EncodedSplit] = {}
         self._train_ids: NDArray[np.int64] | None = None
         self._expected: Mapping[str, Any] = {}
+
+    def _check_numbers(self) -> None:
+        """Finds before any work what would otherwise show after it, or in other words."""
+        least = {"seed": 0, "num_workers": 0, "num_proc": 1, "max_chars": 1, "subword_sampling": 0}
+        least |= {"vocab_size": 1, "max_tokens": 1, "max_sentences": 1, "eval_max_tokens": 1}
+        for name, minimum in least.items():
+            value = self.hparams[name]
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+        if self.hparams["model_type"] == "bpe" and self.hparams["subword_sampling"] > 1:
+            raise ValueError(
+                f"subword_sampling is a probability where model_type is bpe, got "
+                f"{self.hparams['subword_sampling']}; 0.1 is usual."
+            )
 
     @property
     def tokenizer(self) -> TranslationTokenizer:

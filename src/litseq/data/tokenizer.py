@@ -78,6 +78,7 @@ class TranslationTokenizer:
         shared: bool = True,
         character_coverage: float = 1.0,
         byte_fallback: bool = False,
+        split_digits: bool = False,
         user_symbols: Sequence[str] = (),
         normalization: Normalization = "identity",
         src_lang: str = "src",
@@ -94,6 +95,7 @@ class TranslationTokenizer:
             shared: Whether one model is learned from both sides' texts.
             character_coverage: Share of the text's characters that get a piece; others are unknown.
             byte_fallback: Spell characters without a piece as UTF-8 bytes (256 more pieces).
+            split_digits: Make every digit a piece, so that no number is learned by heart.
             user_symbols: Texts that are always one piece, such as language tags.
             normalization: What is done to every text before it is cut. ``identity`` leaves it alone
                 but for spaces at its ends and repeated ones, so that an output can equal its
@@ -110,6 +112,7 @@ class TranslationTokenizer:
             "model_type": model_type,
             "character_coverage": character_coverage,
             "byte_fallback": byte_fallback,
+            "split_digits": split_digits,
             "user_defined_symbols": list(user_symbols),
             "normalization_rule_name": normalization,
             "hard_vocab_limit": model_type != "char",
@@ -431,6 +434,10 @@ def _explain(message: str, language: str, options: Mapping[str, Any]) -> str:
             f"vocab_size={found[1]} is smaller than the {found[2]} single characters and special "
             f"pieces of the {language} training text; raise vocab_size to at least {found[2]} or "
             f"lower character_coverage={options['character_coverage']}."
+        )
+    if "character_coverage()" in message:
+        return (
+            f"character_coverage must lie between 0.98 and 1, got {options['character_coverage']}."
         )
     if "sentences_.empty()" in message or "all_chars_count" in message:
         return f"the {language} training text is empty: there is nothing to train a tokenizer on."

@@ -57,6 +57,10 @@ class MultiheadAttention(nn.Module):
                 f"d_model must be divisible by num_heads, got d_model={d_model}, "
                 f"num_heads={num_heads}; choose num_heads among the divisors of d_model."
             )
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(
+                f"dropout on attention weights must be in [0, 1), got {dropout}; 0 switches it off."
+            )
         self.d_model = d_model
         self.num_heads = num_heads
         self.head_dim = d_model // num_heads

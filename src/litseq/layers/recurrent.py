@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from litseq.layers.sizes import check_sizes
+
 __all__ = [
     "Bridge",
     "RecurrentEncoder",
@@ -44,7 +46,7 @@ def make_embeddings(
     Source: the range is that of Luong et al. (2015), section 4.1, https://arxiv.org/abs/1508.04025.
     """
     src_vocab_size = vocab_size if src_vocab_size is None else src_vocab_size
-    _check_sizes(vocab_size=vocab_size, src_vocab_size=src_vocab_size, embedding_dim=embedding_dim)
+    check_sizes(vocab_size=vocab_size, src_vocab_size=src_vocab_size, embedding_dim=embedding_dim)
     if not 0 <= pad_id < min(vocab_size, src_vocab_size):
         raise ValueError(
             f"pad_id must be an id of both vocabularies, got pad_id={pad_id} with {src_vocab_size} "
@@ -129,7 +131,7 @@ def make_rnn(
     if rnn_type not in get_args(RnnType):
         known = ", ".join(get_args(RnnType))
         raise ValueError(f"rnn_type must be one of {known}, got {rnn_type!r}; choose one of them.")
-    _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+    check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}; 0 switches it off.")
     module = {"gru": nn.GRU, "lstm": nn.LSTM, "tanh": nn.RNN}[rnn_type]
@@ -275,9 +277,3 @@ class Bridge(nn.Module):
             torch.tanh(linear(layer)) for linear, layer in zip(self.linears, layers, strict=True)
         ]
         return torch.stack(mapped, dim=1).chunk(len(state), dim=1)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}; give a positive number.")

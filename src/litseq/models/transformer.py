@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from litseq.layers.masks import padding_to_attention_mask
 from litseq.layers.multihead import MultiheadAttention
 from litseq.layers.positions import LearnedPositions, SinusoidalPositions
+from litseq.layers.sizes import check_sizes
 from litseq.models.base import Seq2SeqModel
 from litseq.types import DecoderState, Memory
 
@@ -205,6 +206,9 @@ class Transformer(Seq2SeqModel):
         share_embeddings: One embedding matrix for source and target; needs one vocabulary. None:
             where there is one vocabulary.
         tie_output: The output projection is the target embedding (Press and Wolf 2017).
+
+    Raises:
+        ValueError: If a size or a dropout is not possible, or if options exclude each other.
     """
 
     def __init__(
@@ -227,6 +231,15 @@ class Transformer(Seq2SeqModel):
         tie_output: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes(
+            vocab_size=vocab_size,
+            src_vocab_size=vocab_size if src_vocab_size is None else src_vocab_size,
+            d_model=d_model,
+            num_encoder_layers=num_encoder_layers,
+            num_decoder_layers=num_decoder_layers,
+            dim_feedforward=dim_feedforward,
+            max_positions=max_positions,
+        )
         if share_embeddings and src_vocab_size not in (None, vocab_size):
             raise ValueError(
                 f"share_embeddings needs one vocabulary for source and target, got "

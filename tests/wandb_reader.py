@@ -21,14 +21,22 @@ class OfflineRun:
         config: The run's configuration.
         history: What was logged, one dict per call; nested keys are joined by a slash, keys that
             wandb adds begin with an underscore.
+        summary: The run's summary; nested keys are joined by a slash.
         tables: The rows of each table file, in the order of logging, by the table's key.
         columns: The column names of the last table, by its key.
+        artifacts: The records of artifacts that W&B does not make of its own accord.
+        files: Names of the files that are sent along.
+        folder: Where they lie.
     """
 
+    folder: Path
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[list[list[Any]]]] = field(default_factory=dict)
     columns: dict[str, list[str]] = field(default_factory=dict)
+    artifacts: list[Any] = field(default_factory=list)
+    files: set[str] = field(default_factory=set)
 
     def values(self, key: str) -> list[Any]:
         return [row[key] for row in self.history if key in row]
@@ -75,7 +83,7 @@ def _finished_records(path: Path, *, seconds: float = 20) -> list[Any]:
 def read_offline_run(save_dir: str | Path) -> OfflineRun:
     """Reads the only run below ``save_dir``, after ``wandb.finish()``."""
     (path,) = Path(save_dir).glob("wandb/offline-run-*/run-*.wandb")
-    run = OfflineRun()
+    run = OfflineRun(path.parent / "files")
     for record in _finished_records(path):
         for item in (*record.run.config.update, *record.config.update):
             run.config["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
@@ -84,9 +92,14 @@ def read_offline_run(save_dir: str | Path) -> OfflineRun:
             run.history.append(
                 {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
             )
+        for item in record.summary.update:
+            run.summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+        if record.HasField("artifact") and record.artifact.type != "run_table":
+            run.artifacts.append(record.artifact)
+        run.files |= {file.path for file in record.files.files}
     for row in run.history:
         for key in [k.removesuffix("/path") for k in row if k.endswith("/path")]:
-            table = json.loads((path.parent / "files" / row[f"{key}/path"]).read_text("utf-8"))
+            table = json.loads((run.folder / row[f"{key}/path"]).read_text(encoding="utf-8"))
             run.tables.setdefault(key, []).append(table["data"])
             run.columns[key] = table["columns"]
     return run

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Sets litseq up and shows the whole of it on the built-in demo corpus: fit, test, predict.
+#
+#   bash scripts/quickstart.sh                              the Transformer, English to Chinese
+#   bash scripts/quickstart.sh --model RnnAttentionSeq2Seq  another model
+#   bash scripts/quickstart.sh --data.tgt_lang fr           another language
+#
+# Arguments go to "litseq fit".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+setup
+litseq=.venv/bin/litseq
+start=$SECONDS
+
+step() { printf '\n$ litseq %s\n' "$*"; }
+
+step fit -c configs/demo.yaml "$@"
+$litseq fit -c configs/demo.yaml "$@"
+
+run=$(ls -d lightning_logs/demo/version_* | sort -t_ -k3 -n | tail -n 1)
+checkpoint=$run/checkpoints/best.ckpt
+step test --ckpt_path "$checkpoint"
+$litseq test --ckpt_path "$checkpoint"
+
+step predict --ckpt_path "$checkpoint"
+$litseq predict --ckpt_path "$checkpoint"
+
+printf '\nThe first five test sentences and what the model made of them:\n'
+paste -d '\n' "$run/test/sources.txt" "$run/predictions.txt" | head -n 10 |
+    awk 'NR % 2 { print "\n  " $0; next } { print "  -> " $0 }'
+
+cat <<END
+
+Done in $((SECONDS - start)) seconds. Everything is in $run:
+  checkpoints/best.ckpt   the whole model: weights, sizes, tokenizer
+  config.yaml             the configuration, to run it again
+  metrics.csv             loss, perplexity, learning rate, gradient norm and scores over time
+  samples.tsv             the same validation sentences after every epoch
+  val/, test/             hypotheses, references, sources and scores
+  predictions.txt, .jsonl
+
+Translate something of your own:
+  echo 'Saturday, October 12, 1918' | $litseq translate --ckpt $checkpoint
+END

@@ -1,0 +1,132 @@
+"""What a run of the command line leaves about itself: its configuration, on disk and in W&B."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from litseq.callbacks import run_folder
+
+__all__ = ["SaveRunConfig", "prepare_wandb"]
+
+_log = logging.getLogger("litseq")
+
+_SECRET = re.compile(r"(^|[_-])(api_?key|key|token|secret|password|passwd|credentials?)$", re.I)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the configuration of ``fit`` in the run's folder, and never over that of another run.
+
+    Lightning's own saves for every command, into a folder that W&B runs share, and gives up when a
+    file is there already.
+
+    A W&B run gets it as its config, to filter and group by, with the vocabulary's sizes; as the
+    file ``litseq.yaml``, to train with again (``config.yaml`` is W&B's own); and, at the end, the
+    best score in its summary. Whatever is named like a password stays out of W&B.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes nothing: data, model or checkpoint may still turn out to be faulty."""
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Removes the folder of a run that could not begin, which the logger has made."""
+        if trainer.loggers and trainer.world_size == 1:  # several ranks would have to agree first
+            folder = run_folder(trainer)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``config.yaml`` once, on rank zero."""
+        if self.already_saved:
+            return
+        self.already_saved = True
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(
+            self.config, folder / self.config_filename, skip_none=False, overwrite=True
+        )
+
+    # Not on_fit_start: after it Lightning logs the hyperparameters without the vocabulary.
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells W&B."""
+        for logger in _wandb_loggers(trainer):
+            config = without_secrets(yaml.safe_load(self.parser.dump(self.config)))
+            run = logger.experiment
+            run.config.update(config, allow_val_change=True)
+            logger.log_hyperparams(dict(pl_module.hparams))
+            path = Path(run.dir) / "litseq.yaml"
+            if path.parent.is_dir():  # a disabled run has none
+                text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+                path.write_text(text, encoding="utf-8")
+                run.save(str(path), base_path=str(path.parent), policy="now")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells W&B the best score; the last ones it knows."""
+        checkpoints = trainer.checkpoint_callback
+        if isinstance(checkpoints, ModelCheckpoint) and checkpoints.best_model_score is not None:
+            for logger in _wandb_loggers(trainer):
+                best = float(checkpoints.best_model_score)
+                logger.experiment.summary[f"best/{checkpoints.monitor}"] = best
+
+
+def without_secrets(config: Any) -> Any:  # noqa: ANN401 - any part of a configuration
+    """Hides the values of keys that are named like secrets, at any depth."""
+    if isinstance(config, list):
+        return [without_secrets(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: "hidden" if _SECRET.search(str(key)) and value else without_secrets(value)
+        for key, value in config.items()
+    }
+
+
+def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
+    loggers = trainer.loggers if trainer.is_global_zero else []
+    return [logger for logger in loggers if isinstance(logger, WandbLogger)]
+
+
+@rank_zero_only
+def prepare_wandb(trainer: Trainer) -> None:
+    """Starts a W&B session if there is a logger for it: offline unless its server lets us in.
+
+    So a run neither asks for a key nor waits for a network that is not there. Code, the state of
+    git and the command line are not recorded: any of them may hold what nobody meant to publish.
+
+    Args:
+        trainer: The trainer; its loggers have not logged yet.
+    """
+    if not _wandb_loggers(trainer):
+        return
+    import wandb
+
+    if wandb.run is not None:  # somebody's own, which the logger will use
+        return
+    settings = wandb.Settings(save_code=False, disable_git=True, x_disable_meta=True)
+    if wandb.setup(settings).settings.mode != "online":
+        return
+    problem = "not logged in to W&B"
+    try:
+        if wandb.login(prompt=False):
+            return
+    except wandb.Error as error:
+        problem = " ".join(str(error).split())
+    wandb.setup(wandb.Settings(mode="offline"))
+    _log.warning(
+        "%s: the run is kept offline; once logged in ('wandb login'), the command that W&B shows "
+        "at the end sends it.",
+        problem.rstrip("."),
+    )

@@ -1,0 +1,374 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from command_line import error_of, litseq
+
+COMMANDS = {
+    "fit": ("--ckpt_path", "--trainer.max_epochs", "--model.help", "--data.help", "--config"),
+    "validate": ("--ckpt_path", "--trainer.limit_val_batches", "--config"),
+    "test": ("--ckpt_path", "--trainer.limit_test_batches", "--config"),
+    "predict": ("--ckpt_path", "--trainer.limit_predict_batches", "--config"),
+    "translate": ("--ckpt", "--input", "--output", "--format", "--n_best", "--beam_size", "--seed"),
+}
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def new_run(folder):
+    [run] = (folder / "runs" / "tiny").iterdir()
+    return run
+
+
+def printed_config(*words):
+    outcome = litseq(*words, "--print_config")
+    assert outcome.status == 0, outcome.err
+    return yaml.safe_load(outcome.out)
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command):
+    outcome = litseq(command, "--help")
+    assert outcome.status == 0
+    for option in COMMANDS[command]:
+        assert option in outcome.out
+    assert not outcome.err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help(words):
+    outcome = litseq(*words)
+    assert outcome.status == 0
+    for command in COMMANDS:
+        assert command in outcome.out
+
+
+@pytest.mark.parametrize("name", ["TransformerSeq2Seq", "RnnSeq2Seq", "RnnAttentionSeq2Seq"])
+def test_help_of_a_model(name):
+    outcome = litseq("fit", "--model.help", name)
+    assert outcome.status == 0
+    for option in ("--model.dropout", "--model.label_smoothing", "--model.beam_size"):
+        assert option in outcome.out
+
+
+def test_no_abbreviations(fitted):
+    assert "did you mean 'trainer.max_epochs'?" in error_of(
+        "fit", "-c", fitted.data, "-c", fitted.model, "--trainer.max_epoch", "1"
+    )
+
+
+# ---- fit ----
+
+
+def test_fit_leaves_a_whole_run(fitted):
+    assert files(fitted.run) == [
+        "checkpoints/00.ckpt"
+        if (fitted.run / "checkpoints/00.ckpt").exists()
+        else "checkpoints/01.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "hparams.yaml",
+        "metrics.csv",
+        "samples.tsv",
+        "val/hypotheses.txt",
+        "val/references.txt",
+        "val/scores.json",
+        "val/sources.txt",
+    ]
+    assert {"train/loss", "train/lr", "train/grad_norm", "val/bleu", "val/nll"} <= set(
+        lines(fitted.run / "metrics.csv")[0].split(",")
+    )
+
+
+def test_fit_says_what_it_reads_and_where_it_writes(fitted):
+    assert "train: 300 pairs, kept 300" in fitted.outcome.err
+    assert "en-de: 300 training pairs" in fitted.outcome.err
+    assert f"run folder: {os.path.join('runs', 'tiny', 'version_0')}" in fitted.outcome.out
+
+
+def test_flags_override_files_and_later_files_override_earlier_ones(fitted):
+    config = yaml.safe_load(fitted.config.read_text())
+    assert config["trainer"]["max_epochs"] == 2
+    assert config["model"]["init_args"]["d_model"] == 12
+    assert config["data"]["init_args"]["vocab_size"] == 64
+
+
+def test_files_are_merged_in_their_order(fitted, elsewhere):
+    (elsewhere / "wide.yaml").write_text("model: {init_args: {d_model: 24}}\n")
+    words = ("-c", fitted.data, "-c", fitted.model, "-c", elsewhere / "wide.yaml")
+    config = printed_config("fit", *words, "--model.num_heads", "4")
+    assert config["model"]["init_args"]["d_model"] == 24
+    assert config["model"]["init_args"]["num_heads"] == 4
+    assert config["model"]["init_args"]["dim_feedforward"] == 20
+
+
+def test_the_saved_configuration_trains_again(fitted, elsewhere):
+    assert litseq("fit", "-c", fitted.config).status == 0
+    ours, theirs = fitted.run, new_run(elsewhere)
+    assert lines(ours / "metrics.csv") == lines(theirs / "metrics.csv")
+    assert (ours / "config.yaml").read_text() == (theirs / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["RnnSeq2Seq", "RnnAttentionSeq2Seq", "litseq.RnnSeq2Seq"])
+def test_the_model_is_one_key(name, fitted, elsewhere):
+    sizes = ("--model.embedding_dim", "8", "--model.hidden_size", "8")
+    outcome = litseq("fit", "-c", fitted.data, "-c", fitted.model, "--model", name, *sizes)
+    assert outcome.status == 0
+    # what the other model does not know is left out without a word, what both know stays
+    assert "d_model" not in outcome.err
+    saved = torch.load(new_run(elsewhere) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["litseq"]["class"].endswith(name.rpartition(".")[2])
+    assert saved["hyper_parameters"]["warmup_steps"] == 4
+    assert "d_model" not in saved["hyper_parameters"]
+
+
+def test_the_model_is_one_key_of_a_file(fitted, elsewhere):
+    (elsewhere / "rnn.yaml").write_text("model: {class_path: litseq.RnnSeq2Seq}\n")
+    config = printed_config(
+        "fit", "-c", fitted.data, "-c", fitted.model, "-c", elsewhere / "rnn.yaml"
+    )
+    assert config["model"]["class_path"] == "litseq.RnnSeq2Seq"
+    assert config["model"]["init_args"]["lr"] == 0.01
+    assert config["model"]["init_args"]["hidden_size"] == 512
+
+
+def test_fit_goes_on_from_a_checkpoint(fitted, elsewhere):
+    words = ("-c", fitted.data, "-c", fitted.model, "--ckpt_path", fitted.ckpt)
+    assert litseq("fit", *words, "--trainer.max_epochs", "3").status == 0
+    [header, *rows] = lines(new_run(elsewhere) / "metrics.csv")
+    assert {row.split(",")[header.split(",").index("epoch")] for row in rows} == {"2"}
+    before, after = (
+        torch.load(path, weights_only=True)
+        for path in (fitted.ckpt, new_run(elsewhere) / "checkpoints" / "last.ckpt")
+    )
+    assert after["global_step"] == before["global_step"] * 3 // 2
+
+
+def test_fit_from_a_checkpoint_needs_no_model(fitted, elsewhere):
+    words = ("-c", fitted.data, "--ckpt_path", fitted.ckpt)
+    assert litseq("fit", *words, "--trainer.max_epochs", "3").status == 0
+
+
+def test_a_second_run_has_its_own_folder(fitted, elsewhere):
+    for _ in range(2):
+        assert litseq("fit", "-c", fitted.data, "-c", fitted.model).status == 0
+    first, second = sorted((elsewhere / "runs" / "tiny").iterdir())
+    assert files(first) == files(second)
+
+
+def test_fast_dev_run_writes_nothing(fitted, elsewhere):
+    words = ("-c", fitted.data, "-c", fitted.model, "--trainer.fast_dev_run", "true")
+    assert litseq("fit", *words).status == 0
+    assert not files(elsewhere)
+
+
+# ---- validate, test and predict ----
+
+
+def test_test_with_the_configuration_of_the_run(fitted, elsewhere, corpus):
+    outcome = litseq("test", "-c", fitted.config, "--ckpt_path", fitted.ckpt)
+    assert outcome.status == 0, outcome.err
+    folder = new_run(elsewhere) / "test"
+    assert files(folder) == ["hypotheses.txt", "references.txt", "scores.json", "sources.txt"]
+    assert lines(folder / "references.txt") == lines(corpus / "test.de")
+    assert lines(folder / "sources.txt") == lines(corpus / "test.en")
+    assert len(lines(folder / "hypotheses.txt")) == 30
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["split"] == "test"
+    assert scores["num_sentences"] == 30
+    assert scores["checkpoint"] == str(fitted.ckpt)
+    assert "sacrebleu" in scores["signatures"]["bleu"] or "version" in scores["signatures"]["bleu"]
+    assert not (new_run(elsewhere) / "config.yaml").exists()
+    assert "BLEU" in outcome.out
+    assert f"test outputs: {folder.relative_to(elsewhere)}" in outcome.out
+
+
+@pytest.fixture
+def copied(fitted, elsewhere):
+    """The run, at another place and without its configuration: nothing but the checkpoint."""
+    folder = elsewhere / "copy" / "checkpoints"
+    folder.mkdir(parents=True)
+    return shutil.copy(fitted.ckpt, folder / "best.ckpt")
+
+
+def test_a_checkpoint_alone_suffices(copied, fitted, elsewhere, corpus):
+    assert litseq("test", "--ckpt_path", copied).status == 0
+    assert litseq("validate", f"--ckpt_path={copied}").status == 0
+    assert litseq("predict", "--ckpt_path", copied).status == 0
+    written = [f"test/{name}" for name in files(elsewhere / "copy" / "test")]
+    assert files(elsewhere) == sorted(
+        [
+            "copy/checkpoints/best.ckpt",
+            "copy/predictions.jsonl",
+            "copy/predictions.txt",
+            *(f"copy/{name}" for name in written),
+            *(f"copy/val/{name}" for name in files(elsewhere / "copy" / "val")),
+        ]
+    )
+    assert lines(elsewhere / "copy/test/references.txt") == lines(corpus / "test.de")
+    assert lines(elsewhere / "copy/val/references.txt") == lines(corpus / "val.de")
+    # the validation of the last epoch again, from the file
+    assert lines(elsewhere / "copy/val/hypotheses.txt") == lines(fitted.run / "val/hypotheses.txt")
+
+
+def test_predict_keeps_the_order(copied, elsewhere, corpus):
+    words = ("--data.predict", corpus / "train.en", "--data.max_tokens", "60")
+    assert litseq("predict", "--ckpt_path", copied, *words).status == 0
+    records = [json.loads(line) for line in lines(elsewhere / "copy/predictions.jsonl")]
+    assert [record["id"] for record in records] == list(range(300))
+    assert [record["source"] for record in records] == lines(corpus / "train.en")
+    assert [record["text"] for record in records] == lines(elsewhere / "copy/predictions.txt")
+
+
+def test_other_data_come_by_flags(copied, elsewhere, corpus):
+    words = ("--data.test", corpus / "val", "--model.beam_size", "1")
+    assert litseq("test", "--ckpt_path", copied, *words).status == 0
+    assert lines(elsewhere / "copy/test/references.txt") == lines(corpus / "val.de")
+
+
+def test_the_tokenizer_is_the_checkpoints(copied, fitted, elsewhere, corpus):
+    # these texts alone would give another vocabulary, and not one of this size
+    for side in ("en", "de"):
+        shutil.copy(corpus / f"val.{side}", elsewhere / f"train.{side}")
+    (elsewhere / "other.yaml").write_text(
+        f"data:\n  init_args: {{train: {elsewhere}/train, tokenizer: null, vocab_size: 40}}\n"
+    )
+    words = ("-c", fitted.config, "-c", elsewhere / "other.yaml", "--trainer.logger", "false")
+    assert litseq("test", "--ckpt_path", copied, *words).status == 0
+
+
+def test_files_and_flags_override_the_checkpoint(copied, elsewhere):
+    said = printed_config("test", "--ckpt_path", copied)["model"]["init_args"]
+    assert (said["d_model"], said["beam_size"], said["max_len_b"]) == (12, 4, 5)
+    (elsewhere / "search.yaml").write_text("model: {init_args: {beam_size: 3, max_len_b: 9}}\n")
+    words = ("-c", elsewhere / "search.yaml", "--model.beam_size", "1")
+    said = printed_config("test", "--ckpt_path", copied, *words)["model"]["init_args"]
+    assert (said["d_model"], said["beam_size"], said["max_len_b"]) == (12, 1, 9)
+
+
+def test_a_printed_configuration_works(copied, elsewhere):
+    outcome = litseq("test", "--ckpt_path", copied, "--print_config")
+    (elsewhere / "printed.yaml").write_text(outcome.out)
+    assert litseq("test", "-c", elsewhere / "printed.yaml", "--ckpt_path", copied).status == 0
+    assert (elsewhere / "copy/test/scores.json").exists()
+
+
+def test_an_untrained_model_is_mentioned(fitted, elsewhere):
+    outcome = litseq("test", "-c", fitted.data, "-c", fitted.model)
+    assert outcome.status == 0
+    assert "no --ckpt_path is given: the model is untrained." in outcome.err
+
+
+# ---- parts of the user's own ----
+
+OWN = """
+from litseq import TransformerSeq2Seq, TranslationDataModule
+
+class OwnSeq2Seq(TransformerSeq2Seq):
+    '''One of the user's own.'''
+
+class OwnData(TranslationDataModule):
+    '''One of the user's own.'''
+
+    def train_dataloader(self):
+        raise KeyError("a bug")
+
+class Picky(TransformerSeq2Seq):
+    '''With a bug in its constructor.'''
+
+    def __init__(self, *, num_tries: int = 1, **options):
+        super().__init__(**options)
+        len(num_tries)
+"""
+
+
+@pytest.fixture
+def own(elsewhere, monkeypatch):
+    """A module of the user's own, under a name that no other test imports."""
+    (elsewhere / "own_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(elsewhere)
+    yield "own_parts"
+    sys.modules.pop("own_parts", None)
+
+
+def test_own_classes(own, fitted, elsewhere):
+    (elsewhere / "own.yaml").write_text(
+        fitted.model.read_text().replace("TransformerSeq2Seq", f"{own}.OwnSeq2Seq")
+    )
+    words = ("-c", fitted.data, "-c", elsewhere / "own.yaml")
+    assert litseq("fit", *words).status == 0
+    ckpt = new_run(elsewhere) / "checkpoints" / "last.ckpt"
+    env = {**os.environ, "PYTHONPATH": str(elsewhere), "OMP_NUM_THREADS": "1"}
+
+    def fresh(*words):
+        command = [sys.executable, "-m", "litseq", *map(str, words)]
+        return subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True)
+
+    # where nothing has imported the class yet, the configuration does
+    assert fresh("test", *words, "--ckpt_path", ckpt).returncode == 0
+    outcome = fresh("test", "--ckpt_path", ckpt)
+    assert outcome.returncode == 2
+    assert outcome.stderr.splitlines()[-1] == (
+        f"litseq: error: the checkpoint is a {own}.OwnSeq2Seq, which is no imported Seq2Seq; "
+        f"import its module first, on the command line by --model {own}.OwnSeq2Seq."
+    )
+
+
+def test_bugs_keep_their_traceback(own, fitted, elsewhere):
+    words = ("-c", fitted.data, "-c", fitted.model)
+    with pytest.raises(KeyError, match="a bug"):
+        litseq("fit", *words, "--data", f"{own}.OwnData")
+    with pytest.raises(TypeError, match="has no len"):
+        litseq("fit", *words, "--model", f"{own}.Picky")
+
+
+def test_tracebacks_on_request(fitted, elsewhere, monkeypatch):
+    monkeypatch.setenv("LITSEQ_TRACEBACK", "1")
+    words = ("-c", fitted.data, "-c", fitted.model)
+    with pytest.raises(ValueError, match="Does not validate"):
+        litseq("fit", *words, "--model.beam_size", "0")
+    with pytest.raises(FileNotFoundError):
+        litseq("fit", *words, "--data.train", "nowhere")
+
+
+# ---- as a program of its own ----
+
+
+def program(*words, **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "litseq", *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, **options)
+
+
+def test_an_error_of_a_program(fitted, elsewhere):
+    outcome = program("fit", "-c", fitted.data, "-c", fitted.model, "--model.d_model", "14")
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert "Traceback" not in outcome.stderr
+    found = [line for line in outcome.stderr.splitlines() if "error" in line.lower()]
+    assert found == [
+        "litseq: error: d_model must be divisible by num_heads, got d_model=14, num_heads=3; "
+        "choose num_heads among the divisors of d_model."
+    ]
+    assert outcome.stderr.splitlines()[-1:] == found
+    assert not list((elsewhere / "runs" / "tiny").iterdir())
+
+
+def test_a_program_without_words():
+    outcome = program()
+    assert outcome.returncode == 0
+    assert "translate" in outcome.stdout
