@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,14 @@ MODEL = """
 model:
   class_path: TransformerSeq2Seq
   init_args:
-    d_model: 12
+    d_model: 24
     num_heads: 3
     num_encoder_layers: 1
     num_decoder_layers: 1
-    dim_feedforward: 20
-    warmup_steps: 4
-    lr: 1.0e-2
+    dim_feedforward: 48
+    dropout: 0.0
+    warmup_steps: 10
+    lr: 2.0e-2
     max_len_b: 5
 """
 
@@ -51,10 +53,9 @@ trainer:
   callbacks:
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args:
-        monitor: val/bleu
-        mode: max
-        filename: "{{epoch:02d}}"
-        auto_insert_metric_name: false
+        monitor: val/loss
+        mode: min
+        filename: best
         save_last: true
     - class_path: litseq.TranslationSamples
 """
@@ -114,7 +115,7 @@ def fitted(corpus, data_options, tmp_path_factory):
     before = Path.cwd()
     os.chdir(home)
     try:
-        outcome = litseq("fit", "-c", data, "-c", model, "--trainer.max_epochs", "2")
+        outcome = litseq("fit", "-c", data, "-c", model, "--trainer.max_epochs", "3")
     finally:
         os.chdir(before)
     assert outcome.status == 0, outcome.err
@@ -127,3 +128,11 @@ def fitted(corpus, data_options, tmp_path_factory):
         config=run / "config.yaml",
         ckpt=run / "checkpoints" / "last.ckpt",
     )
+
+
+@pytest.fixture
+def copied(fitted, elsewhere):
+    """The run, at another place and without its configuration: nothing but the checkpoint."""
+    folder = elsewhere / "copy" / "checkpoints"
+    folder.mkdir(parents=True)
+    return shutil.copy(fitted.ckpt, folder / "best.ckpt")

@@ -69,9 +69,8 @@ def flags(options):
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def no_traces(elsewhere, monkeypatch):
     """Runs write below the working folder; what they leave in the process goes too."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["litseq"])
     environment = dict(os.environ)
     yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -38,6 +39,7 @@ _EPILOG = "Other commands: " + "; ".join(
 )
 # main says what is wrong, in one line; an abbreviation could be a misspelling
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+_NO_PATHS = ("null", "best", "last", "hpc")  # what Lightning's ckpt_path may be beside a path
 _USER_ERRORS = (ValueError, OSError, MisconfigurationException)
 
 
@@ -60,6 +62,7 @@ class Seq2SeqCLI(LightningCLI):
             seed_everything_default=1,
             trainer_defaults={"callbacks": [TranslationWriter()]},
             parser_kwargs={
+                "prog": "litseq",
                 "description": _DESCRIPTION,
                 "epilog": _EPILOG,
                 **_PARSING,
@@ -86,8 +89,8 @@ class Seq2SeqCLI(LightningCLI):
 
     def _checkpoint_defaults(self, args: list[str]) -> None:
         given = dict(options(args))
-        path, command = given.get("--ckpt_path", "null"), args[0] if args else None
-        if path in ("null", "best", "last", "hpc") or command not in self.subcommands():
+        path, command = given.get("--ckpt_path"), args[0] if args else None
+        if path is None or path in _NO_PATHS or command not in self.subcommands():
             return
         self._checkpoint = checkpoint = checkpoints.read(path)
         defaults: dict[str, Any] = {}
@@ -106,7 +109,10 @@ class Seq2SeqCLI(LightningCLI):
             ours = "TranslationDataModule" in checkpoint  # Lightning keeps its state there
             defaults["data"] = {
                 "class_path": f"{TranslationDataModule.__module__}.TranslationDataModule",
-                "init_args": checkpoint["datamodule_hyper_parameters"] if ours else {},
+                "init_args": {
+                    **(checkpoint["datamodule_hyper_parameters"] if ours else {}),
+                    "tokenizer": None,  # the checkpoint's own, see below
+                },
             }
             # what comes out belongs to the run of the checkpoint, not to a new one
             defaults["trainer"] = {"logger": False}
@@ -118,6 +124,8 @@ class Seq2SeqCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Takes the tokenizer out of the checkpoint, where the configuration would train one."""
         config = self.config[self.subcommand]
+        if self._checkpoint is None and config.ckpt_path not in (None, *_NO_PATHS):
+            self._checkpoint = checkpoints.read(config.ckpt_path)  # named in a file, not by a flag
         if self.subcommand == "fit":
             return
         if config.ckpt_path is None:
@@ -185,10 +193,10 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any(line.startswith("Original Traceback") for line in lines):  # of a worker process
-        return lines[-1].partition(": ")[2]
-    return " ".join(lines)
+    message = str(error)
+    if "\nOriginal Traceback" in message:  # of a worker process; its lines are indented
+        message = re.sub(r"(?ms)\A.*?^[\w.]+: ", "", message)
+    return " ".join(message.split())
 
 
 def _fail(message: str, error: BaseException | None) -> NoReturn:

@@ -91,17 +91,20 @@ def explain(message: str, args: Sequence[str]) -> str:
         if word.startswith("--"):
             return _unknown_key(word[2:], None, args)
         return f"unexpected word {found[1]!r}; {_help(args)} lists the options."
-    owner, _, inner = message.rpartition("Problem with given class_path ")
-    name = inner.partition("'")[2].partition("'")[0] if owner else None
+    owners = re.findall(r"Problem with given class_path '([^']+)'", message)
+    name = owners[-1] if owners else None  # the innermost
     if found := re.search(r"accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message):
         return _unknown_key(found[1] or found[2], name, args)
-    if found := re.search(r"import path string: (\S+)|No module named|has no attribute", message):
-        return _unknown_class(found[1] or name or "", args)
+    missing = r"import path string: (\S+)|No module named '(.+?)'|module '(.+?)' has no attribute"
+    if found := re.search(missing, message):
+        path = found[1] or name or ""
+        if path.startswith(found[1] or found[2] or found[3]):  # else the class's file has a bug
+            return _unknown_class(path, args)
     return _wrong_value(message, args) or " ".join(message.split())
 
 
 def _help(args: Sequence[str]) -> str:
-    return f"'litseq {args[0]} --help'"
+    return f"'litseq {args[0]} --help'" if args[0].isalpha() else "'litseq --help'"
 
 
 def _unknown_key(path: str, owner: str | None, args: Sequence[str]) -> str:
@@ -109,7 +112,8 @@ def _unknown_key(path: str, owner: str | None, args: Sequence[str]) -> str:
     known = _keys_of_command(args) if owner is None else _keys_of(_import(owner))
     keys = [key for key in path.split(".") if key not in ("class_path", "init_args")]
     unknown = next((key for key in keys if key not in known), keys[-1])
-    if near := difflib.get_close_matches(unknown, known, n=1):
+    near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
+    if near := near or [key for key in known if key.startswith(unknown)]:
         remedy = f"did you mean {known[near[0]]!r}?"
     elif owner is None:
         remedy = f"{_help(args)} lists the keys."
@@ -176,16 +180,20 @@ def _wrong_value(message: str, args: Sequence[str]) -> str | None:
         return None
     key, problem = innermost[1].rpartition(".")[2], innermost[2]
     if found := re.match(r"\s*Expected an? (.+)\. Got value: (.*)", problem):
-        kinds, value = [found[1]], found[2]
+        errors, value = [f"Expected a {found[1]}"], found[2]
     else:
-        kind = r"^\s*- (?:Expected an? (?!path)|.*\b(?=subclass of ))(.+)$"
-        kinds = re.findall(kind, problem, re.MULTILINE)
-        given = re.search(r"Given value: (?:NestedArg\(key='.*', val=)?(.*?)\)?$", problem)
-        value = given[1].strip("'") if given else ""
-    if not kinds:
+        problem, _, given = problem.partition("Errors:")[2].partition("Given value type:")
+        errors = [error.strip() for error in re.split(r"\n\s*- ", problem)[1:]]
+        value = re.sub(r".*Given value: (NestedArg\(key='.*', val=)?", "", given, flags=re.DOTALL)
+        value = value.removesuffix(")").strip("'") if "NestedArg" in given else value
+    if not errors:
         return None
     place = _where([rf"{key}\W*:.*{re.escape(value)}", rf"{key}\W*:"], args)
-    return f"{place}{key} must be {' or '.join(map(_kind, kinds))}, got {value!r}."
+    kinds = [re.match(r"Expected an? (.+)|.*\b(subclass of .+)", error) for error in errors]
+    if kinds[0] is None:
+        return f"{place}{' '.join(errors[0].split())}; LITSEQ_TRACEBACK=1 says more."
+    wanted = " or ".join(_kind(kind[1] or kind[2]) for kind in kinds if kind)
+    return f"{place}{key} must be {wanted}, got {value!r}."
 
 
 def _kind(name: str) -> str:
@@ -209,7 +217,7 @@ def _places(args: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield option, f"{option.rpartition('.')[2].lstrip('-')}: {value}"
     for path in _config_files(args):
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            yield f"{path}, line {number}", line.partition(" #")[0]
+            yield f"{path}, line {number}", re.sub(r"(^|\s)#.*", "", line)
 
 
 def _config_files(args: Sequence[str]) -> Iterator[Path]:

@@ -74,7 +74,7 @@ class SaveRunConfig(SaveConfigCallback):
                 run.save(str(path), base_path=str(path.parent), policy="now")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells W&B the best score; the last ones it knows."""
+        """Tells W&B the best score; it keeps the last ones by itself."""
         checkpoints = trainer.checkpoint_callback
         if isinstance(checkpoints, ModelCheckpoint) and checkpoints.best_model_score is not None:
             for logger in _wandb_loggers(trainer):

@@ -1,0 +1,119 @@
+"""What every model promises, whatever is inside of it."""
+
+import pytest
+import torch
+
+from litseq.models import Rnn, RnnAttention, Transformer
+
+B, S, T, V = 3, 7, 5, 23
+RECURRENT = {"embedding_dim": 10, "hidden_size": 12}
+MODELS = {
+    "rnn": lambda: Rnn(V, **RECURRENT, num_layers=2, rnn_type="lstm", bidirectional=True),
+    "bahdanau": lambda: RnnAttention(V, **RECURRENT),
+    "luong": lambda: RnnAttention(V, **RECURRENT, score="general", input_feeding=True),
+    "transformer": lambda: Transformer(
+        V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3, dim_feedforward=20
+    ),
+    "pre-norm transformer": lambda: Transformer(
+        V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3,
+        dim_feedforward=20, norm_first=True, positions="learned",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS)
+def model(request):
+    torch.manual_seed(0)
+    return request.param().double().eval()
+
+
+@pytest.fixture
+def src():
+    return torch.randint(4, V, (B, S))
+
+
+@pytest.fixture
+def padding():
+    return torch.arange(S) >= torch.tensor([[S], [4], [1]])
+
+
+@pytest.fixture
+def tgt():
+    return torch.randint(4, V, (B, T))
+
+
+def test_step_equals_decode(model, src, padding, tgt):
+    memory = model.encode(src, padding)
+    expected = model.decode(tgt, memory)
+    state = model.init_state(memory)
+    for t in range(T):
+        logits, state = model.step(tgt[:, t], state)
+        torch.testing.assert_close(logits, expected[:, t])
+
+
+def test_reordered_state_is_that_of_the_other_rows(model, src, padding, tgt):
+    state = model.init_state(model.encode(src, padding))
+    _, state = model.step(tgt[:, 0], state)
+    rows = torch.tensor([2, 0, 0, 1])
+    logits, _ = model.step(tgt[rows, 1], state.reorder(rows))
+    expected, _ = model.step(tgt[:, 1], state)
+    torch.testing.assert_close(logits, expected[rows])
+
+
+def test_padding_changes_nothing(model, src, padding, tgt):
+    expected = model(src, padding, tgt)
+    torch.testing.assert_close(model(src.masked_fill(padding, 0), padding, tgt), expected)
+    torch.testing.assert_close(model(src.masked_fill(padding, 9), padding, tgt), expected)
+    more = torch.nn.functional.pad(src, (0, 3), value=11)
+    mask = torch.nn.functional.pad(padding, (0, 3), value=True)
+    torch.testing.assert_close(model(more, mask, tgt), expected)
+    for row, length in enumerate((~padding).sum(1).tolist()):
+        alone = model(src[row : row + 1, :length], padding[row : row + 1, :length], tgt[[row]])
+        torch.testing.assert_close(alone, expected[[row]])
+
+
+def test_order_of_the_batch_changes_nothing(model, src, padding, tgt):
+    rows = torch.tensor([1, 2, 0])
+    torch.testing.assert_close(
+        model(src[rows], padding[rows], tgt[rows]), model(src, padding, tgt)[rows]
+    )
+
+
+def test_the_future_does_not_change_the_past(model, src, padding, tgt):
+    expected = model(src, padding, tgt)
+    for t in range(1, T):
+        other = tgt.clone()
+        other[:, t:] = torch.randint(4, V, (B, T - t))
+        found = model(src, padding, other)
+        torch.testing.assert_close(found[:, :t], expected[:, :t])
+        assert not torch.allclose(found[:, t:], expected[:, t:])
+
+
+def test_the_source_matters(model, src, padding, tgt):
+    other = src.clone()
+    other[:, 0] = (other[:, 0] - 3) % (V - 4) + 4
+    assert not torch.allclose(model(other, padding, tgt), model(src, padding, tgt))
+
+
+def test_gradients_reach_every_parameter(model, src, padding, tgt):
+    model.train()(src, padding, tgt).logsumexp(-1).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_nothing_stays_on_the_module(model, src, padding, tgt):
+    before = {name: id(value) for name, value in vars(model).items()}
+    state = model.init_state(model.encode(src, padding))
+    model.step(tgt[:, 0], state)
+    assert {name: id(value) for name, value in vars(model).items()} == before
+
+
+def test_bfloat16_autocast_is_close(model, src, padding, tgt):
+    model.float()
+    expected = model(src, padding, tgt)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(src, padding, tgt)
+    # eight bits of mantissa, a dozen layers: a tenth of the logits' spread is generous, a wrong
+    # mask or scale is far outside
+    assert (logits - expected).abs().max() < 0.1 * expected.std() * 3
