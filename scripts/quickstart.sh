@@ -5,7 +5,7 @@
 #   bash scripts/quickstart.sh --model RnnAttentionSeq2Seq  another model
 #   bash scripts/quickstart.sh --data.tgt_lang fr           another language
 #
-# Arguments go to "litseq fit".
+# Arguments go to "litseq fit"; the run is a new folder below lightning_logs/demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -27,7 +27,7 @@ step predict --ckpt_path "$checkpoint"
 $litseq predict --ckpt_path "$checkpoint"
 
 printf '\nThe first five test sentences and what the model made of them:\n'
-paste -d '\n' "$run/test/sources.txt" "$run/predictions.txt" | head -n 10 |
+paste -d '\n' <(head -n 5 "$run/test/sources.txt") <(head -n 5 "$run/predictions.txt") |
     awk 'NR % 2 { print "\n  " $0; next } { print "  -> " $0 }'
 
 cat <<END

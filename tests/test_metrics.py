@@ -52,6 +52,13 @@ def test_scores_and_signatures_equal_sacrebleus_command(tmp_path, texts, tgt_lan
         assert f"version:{sacrebleu.__version__}" in row["signature"]
 
 
+def test_ter_may_be_left_out():
+    whole, quick = corpus_scores(*GERMAN), corpus_scores(*GERMAN, ter=False)
+    assert quick.ter is None
+    assert (quick.bleu, quick.chrf) == (whole.bleu, whole.chrf)
+    assert quick.signatures == {name: whole.signatures[name] for name in ("bleu", "chrf")}
+
+
 def test_chinese_without_spaces_is_not_one_word():
     hypotheses, references = ["我昨天买了三本书。"], ["我昨天买了两本书。"]
     as_words = corpus_scores(hypotheses, references)

@@ -171,6 +171,68 @@ def test_any_torch_scheduler(tmp_path):
     assert isinstance(Seq2Seq.load_from_checkpoint(path), TransformerSeq2Seq)
 
 
+def test_plateau_scheduler_goes_by_validation(tmp_path):
+    module = make(
+        TransformerSeq2Seq,
+        vocab_size=23,
+        lr=1.0,
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=0, threshold=1e9
+        ),
+    )
+    run = trainer(tmp_path, max_epochs=4)
+    run.fit(module, Batches([batch([3])] * 3))
+    # with that threshold no epoch is ever better, and each of the four halves
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.0625
+
+
+def test_warm_up_longer_than_the_run_is_told(tmp_path, caplog):
+    module = make(TransformerSeq2Seq, vocab_size=23, schedule="linear", warmup_steps=9)
+    trainer(tmp_path, max_steps=2).fit(module, Batches([batch([3])] * 3))
+    assert "the run ends after 2 steps, before the warm-up of 9" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd'; choose among adam, adamw"),
+        ({"schedule": "step"}, "unknown schedule 'step'; choose among inverse_sqrt"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be at least 0 and below 1, got 1.5"),
+    ],
+)
+def test_refuses_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(TransformerSeq2Seq, **options)
+
+
+def test_a_broken_off_accumulation_is_forgotten(tmp_path):
+    one, found = batch([7, 3]), []
+    for left_over in (None, torch.tensor(100)):
+        module = make(TransformerSeq2Seq, vocab_size=23, dropout=0.0)
+        module._num_tokens = left_over
+        run = trainer(tmp_path, max_steps=1, limit_val_batches=0, logger=False)
+        run.fit(module, Batches([one]))
+        found.append(gradients(module))
+    torch.testing.assert_close(*found)
+
+
+def test_a_batch_without_labels_does_no_harm(tmp_path):
+    empty = batch([3, 2])
+    empty["labels"] = torch.full_like(empty["labels"], -100)
+    module = make(TransformerSeq2Seq, vocab_size=23)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, Batches([empty]))
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bfloat16(family, datamodule, tmp_path, precision):
+    module = make(family)
+    run = trainer(tmp_path, precision=precision, logger=False, enable_checkpointing=False)
+    run.fit(module, datamodule)
+    assert run.callback_metrics["val/nll"].isfinite()
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
 def test_learns(family, datamodule, tmp_path):
     module = make(family, dropout=0.0, lr=1e-2, warmup_steps=20)
     run = trainer(tmp_path, max_epochs=6, logger=False, enable_checkpointing=False)
@@ -257,8 +319,26 @@ def test_foreign_datamodule_without_tokenizer(tmp_path):
 
 
 def test_unknown_vocabulary(tmp_path):
-    with pytest.raises(ValueError, match="vocab_size is unknown: Batches has no litseq tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"unknown without a litseq tokenizer \(Batches has none\)"
+    ):
         trainer(tmp_path).fit(make(TransformerSeq2Seq), Batches([batch([3])]))
+
+
+def test_another_tokenizer_of_the_same_size(fitted, data_options, corpus, tmp_path):
+    module = Seq2Seq.load_from_checkpoint(fitted[TransformerSeq2Seq])
+    swapped = {**data_options, "train": str(corpus / "val"), "vocab_size": 64}
+    with pytest.raises(ValueError, match="is not the DataModule's"):
+        trainer(tmp_path, logger=False).test(module, TranslationDataModule(**swapped))
+
+
+def test_options_that_show_in_no_shape(fitted, datamodule, tmp_path):
+    path = fitted[TransformerSeq2Seq]
+    module = make(TransformerSeq2Seq, num_heads=2)
+    with pytest.raises(ValueError, match="trained with num_heads 3, the model has 2"):
+        trainer(tmp_path, logger=False).test(module, datamodule, ckpt_path=path)
+    freer = make(TransformerSeq2Seq, dropout=0.7, beam_size=2)  # these are free to change
+    trainer(tmp_path, logger=False).test(freer, datamodule, ckpt_path=path, verbose=False)
 
 
 def test_vocabulary_that_does_not_fit(datamodule, tmp_path):
@@ -333,6 +413,16 @@ def test_blank_lines_stay_blank(family, fitted):
     assert [first, last] == module.translate(["one dog", "two"])
 
 
+def test_long_lines_are_cut_and_counted(fitted, caplog):
+    module = Seq2Seq.load_from_checkpoint(fitted[TransformerSeq2Seq])
+    long = "one two " * 50
+    [found] = module.translations([long], max_src_len=9)
+    assert found.source == long
+    assert "1 of 1 sources are longer than max_src_len=9 tokens and were cut (first: line 1" in (
+        caplog.text
+    )
+
+
 def test_unknown_characters_are_reported(fitted, caplog):
     module = Seq2Seq.load_from_checkpoint(fitted[TransformerSeq2Seq])
     module.translate(["one dog", "犬"])
@@ -366,3 +456,36 @@ def test_resuming_equals_not_stopping(family, data_options, tmp_path):
     _, path = fit(tmp_path / "half", 1)
     resumed, _ = fit(tmp_path / "rest", 2, ckpt_path=path)
     torch.testing.assert_close(dict(resumed.state_dict()), dict(whole.state_dict()), rtol=0, atol=0)
+
+
+# ---- several devices ----
+
+
+def two_ranks(folder, **options):
+    return trainer(folder, strategy="ddp_fork", devices=2, logger=False, **options)
+
+
+def test_two_ranks_are_one_big_batch(tmp_path):
+    micro = [batch([7]), batch([5, 2, 4])]  # very different token counts
+    weights = []
+    for run, batches in (
+        (two_ranks(tmp_path, max_steps=1), micro),
+        (trainer(tmp_path, max_steps=1, logger=False), [joined(micro)]),
+    ):
+        module = make(TransformerSeq2Seq, vocab_size=23, dropout=0.0, lr=1.0, warmup_steps=0)
+        module.double()
+        run.fit(module, Batches(batches))
+        path = run.checkpoint_callback.best_model_path
+        weights.append(torch.load(path, weights_only=True)["state_dict"])
+    torch.testing.assert_close(dict(weights[0]), dict(weights[1]))
+
+
+def test_two_ranks_score_what_one_scores(data_options, tmp_path):
+    found = []
+    for run in (trainer(tmp_path, logger=False), two_ranks(tmp_path)):
+        module = make(TransformerSeq2Seq, vocab_size=64)
+        [metrics] = run.test(module, TranslationDataModule(**data_options), verbose=False)
+        found.append(metrics)
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert found[1][name] == pytest.approx(value, rel=1e-5), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import re
 import zipfile
@@ -146,22 +147,49 @@ def check_class(checkpoint: dict[str, Any], cls: type) -> None:
         )
 
 
+def check_tokenizer(
+    learned_with: TranslationTokenizer | None, tokenizer: TranslationTokenizer | None
+) -> None:
+    """Checks that a model meets the tokenizer that it was trained with, where both are known.
+
+    Raises:
+        ValueError: If they differ, even where their sizes agree; names both.
+    """
+    if learned_with is None or tokenizer is None:
+        return
+    if learned_with.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"the checkpoint's tokenizer (sha256 {learned_with.fingerprint[:12]}, "
+            f"{learned_with.tgt_vocab_size} target tokens) is not the DataModule's (sha256 "
+            f"{tokenizer.fingerprint[:12]}, {tokenizer.tgt_vocab_size}); set the DataModule's "
+            f"'tokenizer' to the checkpoint."
+        )
+
+
+def _check_options(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Compares what decides how the network computes, but shows in no weight's shape."""
+    ours = getattr(module, "hparams", {})
+    names = inspect.signature(type(module)).parameters.keys() | {"pad_id", "bos_id", "eos_id"}
+    for name in sorted(name for name in names if "dropout" not in name):
+        saved = checkpoint["hyper_parameters"].get(name)
+        if name in ours and ours[name] != saved:
+            raise ValueError(
+                f"the checkpoint was trained with {name} {saved}, the model has {ours[name]}; use "
+                f"the value of the checkpoint."
+            )
+
+
 def check_fits(
     checkpoint: dict[str, Any], module: nn.Module, tokenizer: TranslationTokenizer | None
 ) -> None:
     """Checks that a module and a tokenizer are those of the checkpoint.
 
     Raises:
-        ValueError: If class, tokenizer or a weight's shape differs; names both sides.
+        ValueError: If class, tokenizer, a weight's shape or an option of the network differs; names
+            both sides.
     """
     check_class(checkpoint, type(module))
-    saved = tokenizer_of(checkpoint)
-    if saved is not None and tokenizer is not None and saved.fingerprint != tokenizer.fingerprint:
-        raise ValueError(
-            f"the checkpoint's tokenizer (sha256 {saved.fingerprint[:12]}, {saved.tgt_vocab_size} "
-            f"target tokens) is not the DataModule's (sha256 {tokenizer.fingerprint[:12]}, "
-            f"{tokenizer.tgt_vocab_size}); set the DataModule's 'tokenizer' to the checkpoint."
-        )
+    check_tokenizer(tokenizer_of(checkpoint), tokenizer)
     ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
     for name in sorted(ours.keys() | theirs.keys()):
@@ -171,6 +199,7 @@ def check_fits(
                 f"the checkpoint and {ours.get(name, 'absent')} in the model; use the sizes that "
                 f"the checkpoint was trained with."
             )
+    _check_options(checkpoint, module)
 
 
 def _name(cls: type) -> str:

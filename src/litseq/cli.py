@@ -107,6 +107,11 @@ class Seq2SeqCLI(LightningCLI):
             }
         if command != "fit":
             ours = "TranslationDataModule" in checkpoint  # Lightning keeps its state there
+            if not ours and not {"-c", "--config", "--data"} & given.keys():
+                raise ValueError(
+                    f"{path} was not trained with a TranslationDataModule; name its data with -c "
+                    f"CONFIG or --data CLASS."
+                )
             defaults["data"] = {
                 "class_path": f"{TranslationDataModule.__module__}.TranslationDataModule",
                 "init_args": {

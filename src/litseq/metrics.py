@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
@@ -38,16 +39,16 @@ class CorpusScores:
         bleu: Corpus BLEU, 0 to 100.
         chrf: Corpus chrF2 (character 6-grams, no words), 0 to 100.
         ter: Translation edit rate in percent of the reference's words; lower is better, and more
-            than 100 is possible.
+            than 100 is possible. None where it was left out.
         exact_match: Hypotheses equal to their reference but for outer white space, in percent.
         num_sentences: Number of pairs scored.
-        signatures: sacreBLEU's signature of ``bleu``, ``chrf`` and ``ter``, by these names. Only
-            scores with equal signatures can be compared.
+        signatures: sacreBLEU's signature of each of ``bleu``, ``chrf`` and ``ter`` that was
+            computed, by these names. Only scores with equal signatures can be compared.
     """
 
     bleu: float
     chrf: float
-    ter: float
+    ter: float | None
     exact_match: float
     num_sentences: int
     signatures: dict[str, str]
@@ -104,7 +105,11 @@ def bleu_tokenizer(tgt_lang: str | None) -> str:
 
 
 def corpus_scores(
-    hypotheses: Sequence[str], references: Sequence[str], *, tgt_lang: str | None = None
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    tgt_lang: str | None = None,
+    ter: bool = True,
 ) -> CorpusScores:
     """Scores detokenised hypotheses against one reference each.
 
@@ -113,6 +118,8 @@ def corpus_scores(
         references: Raw text in the same order.
         tgt_lang: Language code; decides how BLEU cuts words (``bleu_tokenizer``). Chinese and
             Japanese put no spaces between words: TER then counts each Chinese character as one.
+        ter: Whether to compute TER. Its search for shifted words takes minutes per thousand
+            sentences where hypotheses are long and repetitive, as at the start of training.
 
     Raises:
         TypeError: If one of the two is a single string.
@@ -132,17 +139,18 @@ def corpus_scores(
         raise ValueError("nothing to score, got 0 hypotheses; check that the split is not empty.")
 
     no_spaces = _language(tgt_lang) in ("zh", "ja")
-    metrics = {
+    metrics: dict[str, Metric] = {
         "bleu": BLEU(tokenize=bleu_tokenizer(tgt_lang)),
         "chrf": CHRF(),
-        "ter": TER(normalized=no_spaces, asian_support=no_spaces),
     }
+    if ter:
+        metrics["ter"] = TER(normalized=no_spaces, asian_support=no_spaces)
     scores = {name: m.corpus_score(hypotheses, [references]).score for name, m in metrics.items()}
     exact = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
     return CorpusScores(
         bleu=scores["bleu"],
         chrf=scores["chrf"],
-        ter=scores["ter"],
+        ter=scores.get("ter"),
         exact_match=100 * exact / len(hypotheses),
         num_sentences=len(hypotheses),
         signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},

@@ -10,7 +10,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["Schedule", "paper_peak_lr", "scheduler"]
+__all__ = ["Schedule", "check_schedule", "paper_peak_lr", "scheduler"]
 
 Schedule = Literal["inverse_sqrt", "linear", "cosine", "constant"]
 
@@ -58,6 +58,14 @@ def _factor(
     return step / warmup if step < warmup else decay(step, warmup, total)
 
 
+def check_schedule(schedule: str, warmup_steps: int) -> None:
+    """Raises ``ValueError`` if there is no such schedule or the warm-up is negative."""
+    if schedule not in _DECAYS:
+        raise ValueError(f"unknown schedule {schedule!r}; choose among {', '.join(_DECAYS)}.")
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}.")
+
+
 def scheduler(
     optimizer: Optimizer, schedule: Schedule, *, warmup_steps: int, total_steps: int = 0
 ) -> LambdaLR:
@@ -76,10 +84,7 @@ def scheduler(
     Raises:
         ValueError: If a name is unknown, a number is negative, or the total is missing.
     """
-    if schedule not in _DECAYS:
-        raise ValueError(f"unknown schedule {schedule!r}; choose among {', '.join(_DECAYS)}.")
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}.")
+    check_schedule(schedule, warmup_steps)
     if schedule in ("linear", "cosine") and total_steps <= 0:
         raise ValueError(
             f"the {schedule} schedule needs the number of steps of the run; set max_steps or "

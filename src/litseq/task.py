@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,11 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MetricCollection, SumMetric
 from typing_extensions import Self
 
@@ -22,11 +26,15 @@ from litseq.decoding import SearchOptions
 from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, token_loss
 from litseq.metrics import Evaluation, corpus_scores
 from litseq.models.base import Seq2SeqModel
-from litseq.schedules import Schedule, scheduler
+from litseq.schedules import Schedule, check_schedule, scheduler
 from litseq.translator import Translator
 from litseq.types import Batch, Translation
 
 __all__ = ["Seq2Seq"]
+
+_log = logging.getLogger(__name__)
+
+_OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -57,10 +65,10 @@ class Seq2Seq(pl.LightningModule, ABC):
         schedule: Course of the learning rate after the warm-up.
         warmup_steps: Optimizer steps until the peak learning rate.
         lr_scheduler: Any torch scheduler in place of ``schedule``; stepped after every optimizer
-            step.
+            step, ReduceLROnPlateau by val/loss after every epoch.
         beam_size: Hypotheses kept per sentence in test and predict; 1 is greedy.
         length_penalty: Exponent of the length normalisation in beam search.
-        n_best: Hypotheses returned per sentence in predict.
+        n_best: Hypotheses returned per sentence in test and predict; scores are the best's.
         max_len_a: Longest output is max_len_a * source tokens + max_len_b.
         max_len_b: See ``max_len_a``.
         val_beam_size: Hypotheses kept per sentence in validation.
@@ -94,6 +102,11 @@ class Seq2Seq(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         check_label_smoothing(label_smoothing)
+        if optimizer not in _OPTIMIZERS:
+            raise ValueError(
+                f"unknown optimizer {optimizer!r}; choose among {', '.join(_OPTIMIZERS)}."
+            )
+        check_schedule(schedule, warmup_steps)
         # a scheduler is made of code, and a checkpoint holds none
         self.save_hyperparameters(ignore="lr_scheduler")
         self.lr_scheduler = lr_scheduler
@@ -146,10 +159,11 @@ class Seq2Seq(pl.LightningModule, ABC):
         if self.hparams["vocab_size"] is None and self._trainer is not None:
             self.setup("fit")  # weight averaging builds the model before Lightning calls setup
         if self.hparams["vocab_size"] is None:
+            datamodule = self._datamodule()
+            where = "" if datamodule is None else f" ({type(datamodule).__name__} has none)"
             raise ValueError(
-                f"vocab_size is unknown: {type(self._datamodule()).__name__} has no litseq "
-                f"tokenizer; pass vocab_size (and src_vocab_size where the source has its own "
-                f"vocabulary)."
+                f"vocab_size is unknown without a litseq tokenizer{where}; pass vocab_size (and "
+                f"src_vocab_size where the source has its own vocabulary)."
             )
         self.network = self.build_network(
             self.hparams["vocab_size"], self.hparams["src_vocab_size"]
@@ -160,6 +174,7 @@ class Seq2Seq(pl.LightningModule, ABC):
 
     def _adopt(self, tokenizer: TranslationTokenizer) -> None:
         """Takes sizes and ids from the tokenizer, or refuses one that does not fit."""
+        checkpoints.check_tokenizer(self.tokenizer, tokenizer)
         ours = {
             "vocab_size": tokenizer.tgt_vocab_size,
             "src_vocab_size": None if tokenizer.shared else tokenizer.src_vocab_size,
@@ -182,6 +197,10 @@ class Seq2Seq(pl.LightningModule, ABC):
         return self.network
 
     # ---- training ----
+
+    def on_train_start(self) -> None:
+        """Forgets the tokens of an accumulation that was broken off."""
+        self._num_tokens = None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Scores the given targets.
@@ -208,6 +227,7 @@ class Seq2Seq(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the summed loss; ``on_before_optimizer_step`` divides by the tokens."""
         loss, nll, num_tokens = self._loss(batch)
+        num_tokens = num_tokens.clamp(min=1)  # a batch without a label has no gradient, not NaN
         self._num_tokens = num_tokens + (0 if self._num_tokens is None else self._num_tokens)
         nll_per_token = nll / num_tokens
         size = batch["input_ids"].size(0)
@@ -217,7 +237,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         )
         return loss / TOKEN_UNIT
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turns the gradient of the sum into that of the mean over *all* tokens of the step.
 
         All micro-batches and all devices count: k micro-batches on N devices give the gradient of
@@ -240,8 +260,7 @@ class Seq2Seq(pl.LightningModule, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Makes Adam or AdamW and a scheduler that is stepped after every optimizer step."""
         h: Any = self.hparams
-        make = torch.optim.Adam if h["optimizer"] == "adam" else torch.optim.AdamW
-        optimizer = make(
+        optimizer = _OPTIMIZERS[h["optimizer"]](
             self.parameters(),
             lr=h["lr"],
             betas=tuple(h["betas"]),
@@ -252,22 +271,36 @@ class Seq2Seq(pl.LightningModule, ABC):
         )
         if self.lr_scheduler is not None:
             chosen = self.lr_scheduler(optimizer)
+            if isinstance(chosen, ReduceLROnPlateau):  # it goes by what validation finds
+                monitor = getattr(chosen, "monitor", "val/loss")
+                return {
+                    "optimizer": optimizer,
+                    "lr_scheduler": {"scheduler": chosen, "interval": "epoch", "monitor": monitor},
+                }
         else:
-            total_steps = 0  # unknown, also where training has no end
-            if h["schedule"] in ("linear", "cosine"):
-                total = self.trainer.estimated_stepping_batches
-                total_steps = int(total) if math.isfinite(total) else 0
-            chosen = scheduler(
-                optimizer,
-                h["schedule"],
-                warmup_steps=h["warmup_steps"],
-                total_steps=total_steps,
-            )
+            chosen = self._make_scheduler(optimizer)
         # step by step: Lightning's own default would step once an epoch
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": chosen, "interval": "step"},
         }
+
+    def _make_scheduler(self, optimizer: Optimizer) -> LambdaLR:
+        h: Any = self.hparams
+        total_steps = 0  # unknown, also where training has no end
+        if h["schedule"] in ("linear", "cosine"):
+            total = self.trainer.estimated_stepping_batches
+            total_steps = int(total) if math.isfinite(total) else 0
+            if 0 < total_steps <= h["warmup_steps"]:
+                _log.warning(
+                    "the run ends after %d steps, before the warm-up of %d: the learning rate "
+                    "never reaches lr; lower warmup_steps.",
+                    total_steps,
+                    h["warmup_steps"],
+                )
+        return scheduler(
+            optimizer, h["schedule"], warmup_steps=h["warmup_steps"], total_steps=total_steps
+        )
 
     # ---- validation, test and predict ----
 
@@ -331,12 +364,15 @@ class Seq2Seq(pl.LightningModule, ABC):
         self, translator: Translator, batch: Batch, split: Split, options: SearchOptions
     ) -> list[Translation]:
         texts = translator.translate_batch(batch, options)
-        # a foreign DataModule's examples are numbered as they come
-        numbers = list(range(self._num_examples, self._num_examples + len(texts)))
-        self._num_examples += len(texts)
-        ids = batch["id"].tolist() if "id" in batch else numbers
+        ids = batch["id"].tolist() if "id" in batch else self._number(len(texts))
         sources, references = self._raw_texts(translator, batch, split, ids)
         return list(map(Translation, ids, sources, texts, references))
+
+    def _number(self, count: int) -> list[int]:
+        """Numbers foreign examples as Lightning deals them: by turns to the ranks."""
+        first, self._num_examples = self._num_examples, self._num_examples + count
+        ranks = self.trainer.world_size
+        return [i * ranks + self.trainer.global_rank for i in range(first, first + count)]
 
     def _raw_texts(
         self, translator: Translator, batch: Batch, split: Split, ids: Sequence[int]
@@ -355,8 +391,9 @@ class Seq2Seq(pl.LightningModule, ABC):
     def _score(self, split: Split) -> None:
         sums = self._sums(split).compute()  # over all ranks
         nll = sums["nll"] / sums["num_tokens"]
-        self.log(f"{split}/loss", sums["loss"] / sums["num_tokens"], prog_bar=True)
-        self.log_dict({f"{split}/nll": nll, f"{split}/ppl": nll.exp()})
+        loss = sums["loss"] / sums["num_tokens"]
+        self.log(f"{split}/loss", loss, prog_bar=True, sync_dist=True)
+        self.log_dict({f"{split}/nll": nll, f"{split}/ppl": nll.exp()}, sync_dist=True)
         translations, self._translations = self._translations, []
         if self.trainer.world_size > 1:
             ranks: list[Any] = [None] * self.trainer.world_size
@@ -372,10 +409,14 @@ class Seq2Seq(pl.LightningModule, ABC):
             [t.text for t in translations],
             references,
             tgt_lang=None if self.tokenizer is None else self.tokenizer.tgt_lang,
+            # early outputs are endless, and TER takes minutes over them
+            ter=self.trainer.state.fn != TrainerFn.FITTING,
         )
         self.evaluation = Evaluation(split, tuple(translations), scores)
         for name in ("bleu", "chrf", "ter", "exact_match"):
-            self.log(f"{split}/{name}", getattr(scores, name), prog_bar=name == "bleu")
+            value = getattr(scores, name)
+            if value is not None:
+                self.log(f"{split}/{name}", value, prog_bar=name == "bleu", sync_dist=True)
 
     # ---- translating text ----
 
@@ -394,12 +435,7 @@ class Seq2Seq(pl.LightningModule, ABC):
     def translate(
         self, texts: Sequence[str], *, options: SearchOptions | None = None, max_tokens: int = 4096
     ) -> list[str]:
-        """Translates raw text.
-
-        Args:
-            texts: Raw source sentences; a blank one has a blank translation.
-            options: How to search. None: as the constructor says.
-            max_tokens: Padded source tokens per batch.
+        """Translates raw text; ``translations`` says more of it.
 
         Returns:
             Detokenised text, one per source, in the same order.
@@ -412,14 +448,17 @@ class Seq2Seq(pl.LightningModule, ABC):
         *,
         options: SearchOptions | None = None,
         max_tokens: int = 4096,
+        max_src_len: int = 256,
         first_id: int = 0,
     ) -> list[Translation]:
-        """Translates raw text as ``translate`` does, with scores and alternatives.
+        """Translates raw text, with scores and alternatives.
 
         Args:
             texts: Raw source sentences; a blank one has a blank translation.
             options: How to search. None: as the constructor says.
             max_tokens: Padded source tokens per batch.
+            max_src_len: Tokens of a source that are read at most; longer ones are cut, and counted
+                in a warning.
             first_id: Id of the first text, where these are a part of more: ids choose the random
                 numbers of sampling.
 
@@ -439,6 +478,7 @@ class Seq2Seq(pl.LightningModule, ABC):
                 texts,
                 options or self.search_options,
                 max_tokens=max_tokens,
+                max_src_len=max_src_len,
                 device=self.device,
                 first_id=first_id,
             )

@@ -39,6 +39,7 @@ def main(
     top_p: float = 1.0,
     seed: int | None = None,
     max_tokens: int = 4096,
+    max_src_len: int = 256,
     device: str = "auto",
 ) -> None:
     """Translates text, one sentence a line, with a litseq checkpoint.
@@ -64,6 +65,7 @@ def main(
         top_p: Draw among the most probable tokens that make up this probability; 1 is all.
         seed: Seed of the draws.
         max_tokens: Padded source tokens per batch.
+        max_src_len: Tokens of a line that are read at most; longer ones are cut, and counted.
         device: Such as cpu or cuda:0; auto is an accelerator where there is one.
 
     Raises:
@@ -91,7 +93,11 @@ def main(
         first = 0
         while chunk := list(islice(lines, 1 if typed else _CHUNK)):
             for translation in module.translations(
-                chunk, options=options, max_tokens=max_tokens, first_id=first
+                chunk,
+                options=options,
+                max_tokens=max_tokens,
+                max_src_len=max_src_len,
+                first_id=first,
             ):
                 target.writelines(f"{line}\n" for line in write(translation))
             target.flush()

@@ -79,6 +79,7 @@ class Translator:
         options: SearchOptions,
         *,
         max_tokens: int,
+        max_src_len: int,
         device: torch.device,
         first_id: int = 0,
     ) -> list[Translation]:
@@ -88,6 +89,7 @@ class Translator:
             texts: Raw source sentences; a blank one has a blank translation.
             options: How to search.
             max_tokens: Padded source tokens per batch.
+            max_src_len: Tokens of a source that are read at most, EOS counted.
             device: Where the model is.
             first_id: Id of the first text, where these are a part of more: ids choose the random
                 numbers of sampling.
@@ -102,6 +104,7 @@ class Translator:
             )
         encoded = self.tokenizer.encode_source(texts)
         _warn_of_unknown(encoded, self.tokenizer, first_id)
+        encoded = _cut(encoded, max_src_len, first_id)
         results = [Translation(i, text, (_BLANK,)) for i, text in enumerate(texts, first_id)]
         filled = [i for i, text in enumerate(texts) if text.strip()]
         lengths = [len(encoded[i]) for i in filled]
@@ -136,6 +139,23 @@ class Translator:
 
 
 _BLANK = ScoredText("", 0.0, 0.0, 0)
+
+
+def _cut(encoded: list[list[int]], max_src_len: int, first_id: int) -> list[list[int]]:
+    long = [i for i, ids in enumerate(encoded) if len(ids) > max_src_len]
+    if long:
+        _log.warning(
+            "%d of %d sources are longer than max_src_len=%d tokens and were cut (first: line %d, "
+            "%d tokens).",
+            len(long),
+            len(encoded),
+            max_src_len,
+            first_id + long[0] + 1,
+            len(encoded[long[0]]),
+        )
+    return [
+        [*ids[: max_src_len - 1], ids[-1]] if len(ids) > max_src_len else ids for ids in encoded
+    ]
 
 
 def _warn_of_unknown(

@@ -37,6 +37,11 @@ def _take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any ne
         return value.reorder(index)
     if isinstance(value, tuple):
         return tuple(_take_rows(item, index) for item in value)
+    if isinstance(value, (dict, list, set)):
+        raise TypeError(
+            f"the rows of a state's tensors cannot be taken inside of a {type(value).__name__}; "
+            f"use a tuple."
+        )
     return value
 
 
@@ -52,6 +57,9 @@ class _Rows:
 
         Returns:
             The same record for N rows. What is not a tensor is kept as it is.
+
+        Raises:
+            TypeError: If a field holds a list, a dict or a set instead of a tuple.
         """
         return dataclasses.replace(
             self,
@@ -121,6 +129,18 @@ class Translation:
     def text(self) -> str:
         """The best hypothesis."""
         return self.hypotheses[0].text
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record that every JSON output of litseq holds: one line of a ``.jsonl`` file.
+
+        Returns:
+            ``id`` and ``source``; ``text``, ``score``, ``log_prob`` and ``num_tokens`` of the best
+            hypothesis; ``hypotheses``, a list of the same four for each; ``reference``, where there
+            is one.
+        """
+        hypotheses = [dataclasses.asdict(item) for item in self.hypotheses]
+        record = {"id": self.id, "source": self.source, **hypotheses[0], "hypotheses": hypotheses}
+        return record if self.reference is None else {**record, "reference": self.reference}
 
     def to(self, device: torch.device | str) -> Self:
         """Itself: it holds no tensor.

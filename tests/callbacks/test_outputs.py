@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -125,6 +126,18 @@ def test_evaluation_is_written_and_shown(tmp_path, capsys, method, split):
     assert f"{split} outputs: {tmp_path / split}\n" in shown
 
 
+def test_scores_without_ter(tmp_path, capsys):
+    class Quick(Plain):
+        scores = corpus_scores(HYPOTHESES, REFERENCES, ter=False)
+        evaluation = dataclasses.replace(evaluation("test"), scores=scores)
+
+    quiet_trainer(tmp_path, TranslationWriter()).test(Quick(), loader(), verbose=False)
+    assert json.loads((tmp_path / "test" / "scores.json").read_text("utf-8"))["ter"] is None
+    shown = capsys.readouterr().out
+    assert "BLEU" in shown
+    assert "TER" not in shown
+
+
 def test_scores_name_the_checkpoint(tmp_path):
     trainer = quiet_trainer(tmp_path, TranslationWriter())
     model = Evaluating()
@@ -249,6 +262,7 @@ def test_predictions_are_in_input_order(tmp_path, capsys, return_predictions):
         "text": "vier\r\nvier",
         "score": -0.5,
         "log_prob": -1.0,
+        "num_tokens": 2,
         "reference": "vier",
         "hypotheses": [
             {"text": "vier\r\nvier", "score": -0.5, "log_prob": -1.0, "num_tokens": 2},
@@ -259,16 +273,10 @@ def test_predictions_are_in_input_order(tmp_path, capsys, return_predictions):
     assert where in capsys.readouterr().out
 
 
-def test_one_hypothesis_and_no_reference_leave_no_keys(tmp_path):
-    model = Plain([Translation(0, "a", (ScoredText("b", -0.5, -1.0, 2),))])
-    quiet_trainer(tmp_path, TranslationWriter()).predict(model, loader([0]))
-    assert json.loads((tmp_path / "predictions.jsonl").read_text("utf-8")) == {
-        "id": 0,
-        "source": "a",
-        "text": "b",
-        "score": -0.5,
-        "log_prob": -1.0,
-    }
+def test_a_line_is_the_record_of_its_translation(tmp_path):
+    alone = Translation(0, "a", (ScoredText("b", -0.5, -1.0, 2),))
+    quiet_trainer(tmp_path, TranslationWriter()).predict(Plain([alone]), loader([0]))
+    assert json.loads((tmp_path / "predictions.jsonl").read_text("utf-8")) == alone.as_dict()
 
 
 def test_strings_take_their_ids_from_the_batch(tmp_path):

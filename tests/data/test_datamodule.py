@@ -152,6 +152,19 @@ def test_prediction_needs_only_a_tokenizer(folder, data, tmp_path):
     assert len(ids_of(alone.predict_dataloader())) == 9
 
 
+@pytest.mark.parametrize("name", ["pair", "pair/shared.model"])
+def test_the_languages_are_those_of_the_data(folder, data, tmp_path, name):
+    data.tokenizer.save(tmp_path / "pair")
+    options = {"train": None, "val": None, "test": None, "tokenizer": str(tmp_path / name)}
+    options |= {"predict": str(folder / "test.en"), "cache_dir": str(tmp_path / "cache")}
+    for langs in (("de", "fr"), ("en", "zh")):  # one cache, and one model for two pairs
+        other = TranslationDataModule(*langs, **options)
+        other.prepare_data()
+        other.setup("predict")
+        assert (other.tokenizer.src_lang, other.tokenizer.tgt_lang) == langs
+        assert other.tokenizer.fingerprint == data.tokenizer.fingerprint
+
+
 def test_sizes_cut_the_training_data(folder):
     options = {"val": None, "test": None, "val_size": 7, "test_size": 0.1}
     data = prepare(folder, **options)
@@ -422,6 +435,33 @@ def test_a_trainer_predicts_and_reads_nothing_else(folder, data, tmp_path):
     )
     batches = trainer.predict(Recorder(), datamodule=make(folder, **options))
     assert sorted(i for batch in batches for i in batch) == list(range(9))
+
+
+def test_one_stage_leaves_what_another_prepared(folder, data, tmp_path):
+    make(folder, cache_dir=str(tmp_path / "cache")).prepare_data()
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trainer.predict(Recorder(), datamodule=make(folder, cache_dir=str(tmp_path / "cache")))
+    later = make(folder, cache_dir=str(tmp_path / "cache"))
+    later.setup("fit")
+    assert ids_of(later.train_dataloader()) == ids_of(data.train_dataloader())
+
+
+def test_ids_of_a_former_tokenizer_are_left_out(folder, tmp_path):
+    for path in folder.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    make(tmp_path).prepare_data()
+    (tmp_path / "train.en").write_text("".join(f"new {s}\n" for s, _ in PAIRS["train"]))
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trainer.predict(Recorder(), datamodule=make(tmp_path))
+    later = make(tmp_path)
+    later.setup()
+    assert sorted(ids_of(later.predict_dataloader())) == list(range(9))
+    with pytest.raises(ValueError, match=r"no train data: .* call prepare_data\(\) and setup\(\)"):
+        later.train_dataloader()
 
 
 def test_overfitting_repeats_its_batches(folder, tmp_path):

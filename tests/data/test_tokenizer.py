@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -171,6 +172,19 @@ def test_checkpoint(tokenizer, tmp_path):
     checkpoint = {"state_dict": {}, "litseq": {"tokenizer": tokenizer.state_dict()}}
     torch.save(checkpoint, tmp_path / "last.ckpt")
     assert same(TranslationTokenizer.load(tmp_path / "last.ckpt"), tokenizer)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
+def test_the_weights_of_a_checkpoint_are_not_read(shared, tmp_path):
+    def num_read():
+        return int(Path("/proc/self/io").read_text().split()[1])  # rchar: a mapped page is no read
+
+    weights = torch.zeros(1_000_000)
+    state = {"state_dict": {"w": weights}, "litseq": {"tokenizer": shared.state_dict()}}
+    torch.save(state, tmp_path / "a.ckpt")
+    before = num_read()
+    assert same(TranslationTokenizer.load(tmp_path / "a.ckpt"), shared)
+    assert num_read() - before < weights.nbytes / 2
 
 
 def test_fingerprint_tells_models_apart(shared, separate):

@@ -30,6 +30,20 @@ def test_max_len_is_rounded_down():
     assert options.max_len(LENGTHS).dtype == torch.int64
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("a", "expected"), [(1.0, [257, 150, 1050]), (0.29, [110, 79, 340]), (1 / 3, [119, 83, 383])]
+)
+def test_max_len_is_exact_whatever_the_default_dtype(dtype, a, expected):
+    lengths = torch.tensor([207, 100, 1000])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert SearchOptions(max_len_a=a, max_len_b=50).max_len(lengths).tolist() == expected
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_max_len_is_at_least_one():
     assert SearchOptions(max_len_a=0.0, max_len_b=0).max_len(LENGTHS).tolist() == [1, 1, 1, 1]
 

@@ -36,6 +36,13 @@ def test_sinusoids_are_no_part_of_a_checkpoint():
     assert not SinusoidalPositions(D).state_dict()
 
 
+def test_the_table_is_computed_on_the_cpu_and_kept_on_the_default_device():
+    expected = sinusoids(5, D)
+    with torch.device("meta"):  # stands for a device without float64
+        assert sinusoids(5, D).equal(expected)
+        assert SinusoidalPositions(D).table.is_meta
+
+
 def test_odd_width_is_refused():
     with pytest.raises(ValueError, match="must be even for sinusoidal positions, got 7"):
         sinusoids(3, 7)

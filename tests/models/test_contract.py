@@ -1,8 +1,13 @@
 """What every model promises, whatever is inside of it."""
 
+from functools import partial
+from typing import get_args
+
 import pytest
 import torch
 
+from litseq.layers.recurrent import RnnType
+from litseq.layers.score import Score
 from litseq.models import Rnn, RnnAttention, Transformer
 
 B, S, T, V = 3, 7, 5, 23
@@ -18,6 +23,26 @@ MODELS = {
         V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3,
         dim_feedforward=20, norm_first=True, positions="learned",
     ),
+}  # fmt: skip
+
+BFLOAT16 = {
+    **MODELS,
+    **{
+        f"rnn {cell} {bidirectional}": partial(
+            Rnn, V, **RECURRENT, rnn_type=cell, bidirectional=bidirectional
+        )
+        for cell in get_args(RnnType)
+        for bidirectional in (False, True)
+    },
+    **{
+        f"rnn_attention {cell} {score} {feeding}": partial(
+            RnnAttention, V, **RECURRENT, rnn_type=cell, score=score, input_feeding=feeding,
+            bidirectional=score != "dot",
+        )
+        for cell in get_args(RnnType)
+        for score in get_args(Score)
+        for feeding in ((False,) if score == "additive" else (False, True))
+    },
 }  # fmt: skip
 
 
@@ -107,6 +132,26 @@ def test_nothing_stays_on_the_module(model, src, padding, tgt):
     state = model.init_state(model.encode(src, padding))
     model.step(tgt[:, 0], state)
     assert {name: id(value) for name, value in vars(model).items()} == before
+
+
+@pytest.fixture
+def default_bfloat16():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("make", BFLOAT16.values(), ids=BFLOAT16)
+def test_builds_and_trains_in_bfloat16(default_bfloat16, make, src, padding, tgt):
+    model = make()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    logits = model(src, padding, tgt)
+    assert logits.dtype == torch.bfloat16
+    logits.logsumexp(-1).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_bfloat16_autocast_is_close(model, src, padding, tgt):

@@ -138,6 +138,31 @@ def test_sharing_needs_one_vocabulary():
         Transformer(V, src_vocab_size=17, share_embeddings=True, **SIZES)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": "rotary"}, "positions must be one of sinusoidal, learned, got 'rotary'"),
+        ({"dropout": -0.1}, r"^dropout must be in \[0, 1\), got -0.1; 0 switches it off"),
+        ({"attention_dropout": 1.0}, r"dropout on attention weights must be in \[0, 1\), got 1.0"),
+        ({"activation_dropout": 1.5}, r"activation_dropout must be in \[0, 1\), got 1.5"),
+    ],
+)
+def test_refuses_what_it_does_not_know(options, message):
+    with pytest.raises(ValueError, match=message):
+        Transformer(V, **SIZES, **options)
+
+
+def test_the_cache_is_of_one_dtype_under_autocast(src, padding, tgt):
+    model = Transformer(V, **SIZES).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        state = model.init_state(model.encode(src, padding))
+        for t in range(2):
+            for past, source in zip(state.past, state.memory_keys_values, strict=True):
+                assert [x.dtype for x in (*past, *source)] == [torch.bfloat16] * 4
+                assert past[0].shape == (B, H, t, D // H)
+            _, state = model.step(tgt[:, t], state)
+
+
 def test_every_decoder_layer_asks_the_last_encoder_output(src, padding):
     model = Transformer(V, **SIZES).double().eval()
     memory = model.encode(src, padding)

@@ -284,7 +284,7 @@ def _records(
     """Reads what ``predict_step`` returned; ``first`` numbers strings that come without ids."""
     if isinstance(outputs, (list, tuple)):
         if all(isinstance(item, Translation) for item in outputs):
-            return [_record(item) for item in outputs]
+            return [item.as_dict() for item in outputs]
         if all(isinstance(item, str) for item in outputs):
             ids = batch.get("id") if isinstance(batch, Mapping) else None
             if isinstance(ids, Tensor) and ids.numel() == len(outputs):
@@ -301,22 +301,6 @@ def _records(
     raise ValueError(
         f"predict_step returns a {kind}, not a list of litseq.types.Translation or of strings."
     )
-
-
-def _record(translation: Translation) -> _Record:
-    best = translation.hypotheses[0]
-    record: _Record = {
-        "id": translation.id,
-        "source": translation.source,
-        "text": best.text,
-        "score": best.score,
-        "log_prob": best.log_prob,
-    }
-    if translation.reference is not None:
-        record["reference"] = translation.reference
-    if len(translation.hypotheses) > 1:
-        record["hypotheses"] = [dataclasses.asdict(item) for item in translation.hypotheses]
-    return record
 
 
 def _part(folder: Path, rank: int) -> Path:
@@ -356,7 +340,8 @@ def _score_table(evaluation: Evaluation) -> Table:
         ("TER (lower is better)", scores.ter),
         ("exact match, %", scores.exact_match),
     ):
-        table.add_row(name, f"{value:.2f}")
+        if value is not None:
+            table.add_row(name, f"{value:.2f}")
     return table
 
 

@@ -128,21 +128,34 @@ class Preparation:
             texts={split: folder.name for split, folder in texts.items()},
             tokens={split: folder.name for split, folder in tokens.items()},
         )
-        self._write(prepared)
+        self._write(prepared, wanted)
         return prepared
 
     def find(self) -> Prepared:
-        """Reads what ``run`` noted, in this process or another.
+        """Reads what every ``run`` noted, in this process or another.
 
         Raises:
             FileNotFoundError: If nothing was prepared with these arguments.
         """
-        try:
-            return Prepared(**json.loads(self._note.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        current = self._note("tokenizer")
+        if not current.exists():
             raise FileNotFoundError(
                 f"the data are not prepared in {self.cache_dir}; call prepare_data() first."
-            ) from None
+            )
+        tokenizer = json.loads(current.read_text(encoding="utf-8"))
+        notes = {split: self._note(split) for split in SPLITS}
+        found = {
+            split: json.loads(note.read_text(encoding="utf-8"))
+            for split, note in notes.items()
+            if note.exists()
+        }
+        # Ids of another tokenizer are left from before the training data changed.
+        found = {s: row for s, row in found.items() if row["tokenizer"] == tokenizer}
+        return Prepared(
+            tokenizer=tokenizer,
+            texts={s: row["texts"] for s, row in found.items() if row["texts"]},
+            tokens={s: row["tokens"] for s, row in found.items() if row["tokens"]},
+        )
 
     def folders(self, prepared: Prepared, split: str) -> tuple[Path, Path]:
         """The folders of a split's texts and ids."""
@@ -152,21 +165,33 @@ class Preparation:
         )
 
     def load_tokenizer(self, prepared: Prepared) -> TranslationTokenizer:
-        """The tokenizer that the ids were made with."""
-        return TranslationTokenizer.load(self.cache_dir / "tokenizers" / prepared.tokenizer)
+        """The tokenizer that the ids were made with, for the languages of these data."""
+        tokenizer = TranslationTokenizer.load(self.cache_dir / "tokenizers" / prepared.tokenizer)
+        # A model may serve several pairs, and a bare ``.model`` does not name its own.
+        tokenizer.src_lang, tokenizer.tgt_lang = self.src_lang, self.tgt_lang
+        return tokenizer
 
-    @property
-    def _note(self) -> Path:
+    def _note(self, name: str) -> Path:
         # Relative file names mean other files in another folder.
         arguments = {**asdict(self), "cache_dir": None, "num_proc": None, "cwd": os.getcwd()}
-        return self.cache_dir / "prepared" / f"{_key(arguments)}.json"
+        return self.cache_dir / "prepared" / f"{_key(arguments)}.{name}.json"
 
-    def _write(self, prepared: Prepared) -> None:
-        note = self._note
-        note.parent.mkdir(parents=True, exist_ok=True)
-        draft = note.with_suffix(f".{os.getpid()}.draft")
-        draft.write_text(json.dumps(asdict(prepared)), encoding="utf-8")
-        draft.replace(note)
+    def _write(self, prepared: Prepared, wanted: Collection[Split]) -> None:
+        # A note for each split: what was prepared for another stage, at whatever time, stays.
+        notes: dict[str, Any] = {
+            split: {
+                "tokenizer": prepared.tokenizer,
+                "texts": prepared.texts.get(split),
+                "tokens": prepared.tokens.get(split),
+            }
+            for split in wanted
+        }
+        for name, content in {**notes, "tokenizer": prepared.tokenizer}.items():
+            note = self._note(name)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            draft = note.with_suffix(f".{os.getpid()}.draft")
+            draft.write_text(json.dumps(content), encoding="utf-8")
+            draft.replace(note)
 
     def _cache_texts(self, split: Split) -> Path | None:
         """The folder of a split's texts; None where no data are named for it."""

@@ -448,7 +448,8 @@ def _explain(message: str, language: str, options: Mapping[str, Any]) -> str:
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: the weights, nearly all of the file, are not read.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises a dozen kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be read as a checkpoint ({reason}).") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 __all__ = ["SearchOptions", "check_beam", "check_max_len", "check_sampling"]
@@ -71,8 +71,10 @@ class SearchOptions:
         Returns:
             ``max_len_a * length + max_len_b`` rounded down, at least 1, int64 (B,).
         """
-        limit = src_lengths * self.max_len_a + self.max_len_b
-        return limit.floor().clamp(min=1).to(torch.int64)
+        # In whole numbers: the default dtype may be too coarse to count, as bfloat16 is.
+        ratio = Fraction(str(self.max_len_a)).limit_denominator(1_000_000)
+        limit = src_lengths.long() * ratio.numerator // ratio.denominator + self.max_len_b
+        return limit.clamp(min=1)
 
 
 def check_beam(*, beam_size: int, length_penalty: float, n_best: int) -> None:

@@ -46,9 +46,9 @@ def sample_search(
     hypothesis carries the log-probabilities of the model itself.
 
     Each sequence has random numbers of its own that follow from the seed, the sentence's id and the
-    sample's number. What is drawn for a sentence thus depends neither on the batch around it nor on
-    the device, as long as its id stays the same; sentences with equal ids share their random
-    numbers.
+    sample's number, and thus depend neither on the batch around it nor on the device; sentences
+    with equal ids share them. The tokens that are drawn depend on the logits too, whose last bits
+    may differ with both.
 
     Args:
         model: Gives the next token's logits; in evaluation mode.

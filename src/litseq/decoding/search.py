@@ -33,7 +33,7 @@ def generate(
         model: Gives the next token's logits; in evaluation mode.
         memory: What the model's encoder made of B sentences.
         src_lengths: Number of source tokens, int64 (B,), on the model's device; sets the length
-        limits.
+            limits.
         options: Which search, and how.
         bos_id: Id of the token that every sequence begins with.
         eos_id: Id of the token that ends a sequence.

@@ -38,9 +38,8 @@ class MultiheadAttention(nn.Module):
     """Attention by several heads at once, each in its own d_model / num_heads dimensions.
 
     Self-attention and cross-attention are one and the same layer; they differ in where keys and
-    values come
-    from: the sequence itself, or the encoder's output. The projections are separate methods so that
-    generation can keep keys and values instead of computing them again.
+    values come from: the sequence itself, or the encoder's output. The projections are separate
+    methods so that generation can keep keys and values instead of computing them again.
 
     Args:
         d_model: Width of queries, keys and values.

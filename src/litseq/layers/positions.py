@@ -23,7 +23,8 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
     rotation wherever it happens: that is what lets attention learn "three tokens back".
 
     Returns:
-        float32 (num_positions, d_model); sines and cosines interleaved, as in the paper.
+        float32 (num_positions, d_model), on the CPU; sines and cosines interleaved, as in the
+        paper.
 
     Raises:
         ValueError: If ``d_model`` is odd.
@@ -34,12 +35,11 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
         raise ValueError(
             f"d_model must be even for sinusoidal positions, got {d_model}; choose an even number."
         )
-    # float64 until the end: float32 loses whole radians' digits at high positions
-    position = torch.arange(num_positions, dtype=torch.float64)
-    speed = torch.exp(
-        torch.arange(0, d_model, 2, dtype=torch.float64) * (-math.log(10000.0) / d_model)
-    )
-    angle = position[:, None] * speed  # (P, D / 2)
+    # float64 until the end: float32 loses whole radians' digits at high positions. On the CPU: not
+    # every device has float64.
+    position = torch.arange(num_positions, dtype=torch.float64, device="cpu")
+    pair = torch.arange(0, d_model, 2, dtype=torch.float64, device="cpu")
+    angle = position[:, None] * torch.exp(pair * (-math.log(10000.0) / d_model))  # (P, D / 2)
     return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1).float()
 
 
@@ -57,7 +57,8 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, d_model: int, *, max_positions: int = 1024) -> None:
         super().__init__()
         # not persistent: the table follows from d_model, so a checkpoint need not hold it
-        self.register_buffer("table", sinusoids(max_positions, d_model), persistent=False)
+        table = sinusoids(max_positions, d_model).to(torch.get_default_device())
+        self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
         """Adds the codes of positions start, start + 1, ... to x, float (B, T, D)."""

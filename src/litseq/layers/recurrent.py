@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from litseq.layers.sizes import check_sizes
+from litseq.layers.sizes import check_dropouts, check_sizes
 
 __all__ = [
     "Bridge",
@@ -132,8 +132,7 @@ def make_rnn(
         known = ", ".join(get_args(RnnType))
         raise ValueError(f"rnn_type must be one of {known}, got {rnn_type!r}; choose one of them.")
     check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}; 0 switches it off.")
+    check_dropouts(dropout=dropout)
     module = {"gru": nn.GRU, "lstm": nn.LSTM, "tanh": nn.RNN}[rnn_type]
     rnn: nn.RNNBase = module(
         input_size,
@@ -147,7 +146,7 @@ def make_rnn(
         gates = torch.split(parameter.detach(), hidden_size)
         for gate in gates:
             if name.startswith("weight_hh"):
-                nn.init.orthogonal_(gate)
+                gate.copy_(_orthogonal(gate))
             elif name.startswith("weight_ih"):
                 nn.init.xavier_uniform_(gate)
             else:
@@ -155,6 +154,12 @@ def make_rnn(
         if rnn_type == "lstm" and name.startswith("bias_ih"):
             nn.init.ones_(gates[1])  # torch orders the gates input, forget, cell, output
     return rnn
+
+
+def _orthogonal(like: Tensor) -> Tensor:
+    # On the CPU and in float32 at least: half precision has no QR decomposition.
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return nn.init.orthogonal_(torch.empty(like.shape, dtype=dtype, device="cpu"))
 
 
 def run_rnn(

@@ -15,9 +15,8 @@ class Seq2SeqModel(nn.Module, ABC):
     """An encoder that reads a source sequence and a decoder that writes a target sequence.
 
     A model is used in two ways that must agree: ``decode`` sees the whole target at once, as in
-        training;
-    ``init_state`` and ``step`` go token by token, as in generation. Padding stands at the end of a
-    sequence and changes nothing before it, so ``decode`` needs no mask for the target.
+    training; ``init_state`` and ``step`` go token by token, as in generation. Padding stands at the
+    end of a sequence and changes nothing before it, so ``decode`` needs no mask for the target.
     """
 
     @abstractmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from litseq.layers.masks import padding_to_attention_mask
 from litseq.layers.multihead import MultiheadAttention
 from litseq.layers.positions import LearnedPositions, SinusoidalPositions
-from litseq.layers.sizes import check_sizes
+from litseq.layers.sizes import check_dropouts, check_sizes
 from litseq.models.base import Seq2SeqModel
 from litseq.types import DecoderState, Memory
 
@@ -47,8 +47,8 @@ class Residual(nn.Module):
 
     Post-norm, as in the paper: ``norm(x + dropout(sublayer(x)))``. Pre-norm (``norm_first``) leaves
     the residual path free: ``x + dropout(sublayer(norm(x)))``; it trains deep stacks without
-        warm-up (Xiong et
-    al. 2020, https://arxiv.org/abs/2002.04745) and needs one last norm at the end of the stack.
+    warm-up (Xiong et al. 2020, https://arxiv.org/abs/2002.04745) and needs one last norm at the end
+    of the stack.
     """
 
     def __init__(self, d_model: int, *, dropout: float, norm_first: bool) -> None:
@@ -208,7 +208,8 @@ class Transformer(Seq2SeqModel):
         tie_output: The output projection is the target embedding (Press and Wolf 2017).
 
     Raises:
-        ValueError: If a size or a dropout is not possible, or if options exclude each other.
+        ValueError: If a size, a dropout or a name is not possible, or if options exclude each
+            other.
     """
 
     def __init__(
@@ -240,6 +241,12 @@ class Transformer(Seq2SeqModel):
             dim_feedforward=dim_feedforward,
             max_positions=max_positions,
         )
+        check_dropouts(dropout=dropout, activation_dropout=activation_dropout)
+        if positions not in _POSITIONS:
+            known = ", ".join(_POSITIONS)
+            raise ValueError(
+                f"positions must be one of {known}, got {positions!r}; choose one of them."
+            )
         if share_embeddings and src_vocab_size not in (None, vocab_size):
             raise ValueError(
                 f"share_embeddings needs one vocabulary for source and target, got "
@@ -297,15 +304,14 @@ class Transformer(Seq2SeqModel):
 
     def init_state(self, memory: Memory) -> TransformerState:
         """Projects the memory once for every decoder layer; see ``Seq2SeqModel.init_state``."""
-        layers = self.decoder_layers
-        attn = layers[0].self_attn
-        empty = memory.output.new_empty(memory.output.size(0), attn.num_heads, 0, attn.head_dim)
+        keys_values = tuple(
+            layer.cross_attn.keys_values(memory.output) for layer in self.decoder_layers
+        )
         return TransformerState(
-            memory_keys_values=tuple(
-                layer.cross_attn.keys_values(memory.output) for layer in layers
-            ),
+            memory_keys_values=keys_values,
             memory_mask=padding_to_attention_mask(memory.key_padding_mask),
-            past=tuple((empty, empty) for _ in layers),
+            # of the dtype that a step's keys and values will have, under autocast too
+            past=tuple((k[:, :, :0], v[:, :, :0]) for k, v in keys_values),
         )
 
     def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
@@ -339,7 +345,6 @@ _POSITIONS: dict[str, type[SinusoidalPositions] | type[LearnedPositions]] = {
 
 def _embedding(vocab_size: int, d_model: int) -> nn.Embedding:
     embedding = nn.Embedding(vocab_size, d_model)
-    # unit variance once scaled by sqrt(d_model), and small logits where the matrix is the output
-    # too
+    # unit variance once scaled by sqrt(d_model), and small logits where the output is tied to it
     nn.init.normal_(embedding.weight, std=d_model**-0.5)
     return embedding
