@@ -168,7 +168,7 @@ def test_options_of_the_data(option, value, message, fit):
         ("num_encoder_layers=-1", "num_encoder_layers must be at least 1, got -1"),
         ("num_decoder_layers=0", "num_decoder_layers must be at least 1, got 0"),
         ("dim_feedforward=-3", "dim_feedforward must be at least 1, got -3"),
-        ("dropout=2", r"dropout probability has to be between 0 and 1, but got 2\.0"),
+        ("dropout=2", r"dropout must be in \[0, 1\), got 2\.0"),
         ("attention_dropout=2", r"dropout on attention weights must be in \[0, 1\), got 2\.0"),
         ("max_positions=0", "max_positions must be at least 1, got 0"),
         ("vocab_size=0", r"vocab_size is 0 but the tokenizer \(sha256 \w+\) has 64; leave"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import litseq
 
 ROOT = Path(litseq.__file__).parent
-# From the bottom to the top; a part may import what stands before its own line, and its own package.
+# From the bottom to the top; a part may import itself and what stands on lines before its own.
 LAYERS = [
     ["types"],
     ["layers"],

@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -64,9 +65,11 @@ def run_in_terminal(args, *, cwd, env):
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
+        start_new_session=True,
     ) as process:
         os.close(theirs)
-        timer = threading.Timer(90, process.kill)
+        # W&B's own process holds the terminal too
+        timer = threading.Timer(90, os.killpg, (process.pid, signal.SIGKILL))
         timer.start()
         said = b""
         with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):
@@ -118,7 +121,7 @@ def test_the_curves_are_there(run):
     for key in ("train/loss", "train/lr", "train/grad_norm", "train/ppl"):
         assert len(run.values(key)) == run.summary["trainer/global_step"]  # log_every_n_steps: 1
     assert run.values("train/lr")[:2] == pytest.approx([7e-4 / 5, 7e-4 / 5 * 2])
-    for key in ("val/loss", "val/bleu", "val/chrf", "val/ter"):
+    for key in ("val/loss", "val/bleu", "val/chrf"):
         assert len(run.values(key)) == 2  # epochs
 
 

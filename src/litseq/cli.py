@@ -37,6 +37,7 @@ _DESCRIPTION = "litseq: sequence-to-sequence learning inside PyTorch Lightning."
 _EPILOG = "Other commands: " + "; ".join(
     f"litseq {name}: {purpose}" for name, (_, purpose) in COMMANDS.items()
 )
+_EPILOG += ". LITSEQ_TRACEBACK=1 shows where an error comes from."
 # main says what is wrong, in one line; an abbreviation could be a misspelling
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 _NO_PATHS = ("null", "best", "last", "hpc")  # what Lightning's ckpt_path may be beside a path

@@ -115,17 +115,7 @@ def _moses(translation: Translation) -> Iterable[str]:
 
 
 def _jsonl(translation: Translation) -> Iterable[str]:
-    hypotheses = [
-        {"text": h.text, "score": h.score, "log_prob": h.log_prob, "num_tokens": h.num_tokens}
-        for h in translation.hypotheses
-    ]
-    record = {
-        "id": translation.id,
-        "source": translation.source,
-        **hypotheses[0],
-        "hypotheses": hypotheses,
-    }
-    yield json.dumps(record, ensure_ascii=False)
+    yield json.dumps(translation.as_dict(), ensure_ascii=False)
 
 
 _FORMATS: dict[str, Callable[[Translation], Iterable[str]]] = {
