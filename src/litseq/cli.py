@@ -213,9 +213,13 @@ def _fail(message: str, error: BaseException | None) -> NoReturn:
 
 
 def _silence_what_no_user_can_act_on() -> None:
-    # advertisements, a deprecation inside of Lightning, and callbacks that a test does not need
+    # advertisements, a deprecation inside of Lightning, and callbacks that only training needs
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
-    for message in ("`isinstance\\(treespec", "Be aware that when using `ckpt_path`"):
+    for message in (
+        "`isinstance\\(treespec",
+        "Be aware that when using `ckpt_path`",
+        "The dirpath has changed",
+    ):
         warnings.filterwarnings("ignore", message=message)
