@@ -277,9 +277,10 @@ def test_validation_without_decoding(datamodule, tmp_path):
     assert module.evaluation is None
 
 
-def test_predicts_every_source_once(family, datamodule, corpus, tmp_path):
+def test_predicts_every_source_once_in_order(family, datamodule, corpus, tmp_path):
     batches = trainer(tmp_path, logger=False).predict(make(family, n_best=2), datamodule)
-    found = sorted((t for b in batches for t in b), key=lambda t: t.id)
+    found = [translation for batch in batches for translation in batch]
+    assert [t.id for t in found] == list(range(30))
     assert [t.source for t in found] == (corpus / "test.en").read_text().splitlines()
     assert all(len(t.hypotheses) == 2 for t in found)
 

@@ -172,14 +172,27 @@ def test_neither_secrets_nor_code_nor_command_line_are_kept(finished, run):
 def wandb_session(tmp_path, monkeypatch):
     """W&B as it is at the start of a program, without a key."""
     import wandb
+    from wandb.sdk.lib.service import service_process
 
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name, value in without_wandb(tmp_path).items():
         monkeypatch.setenv(name, value)
+    # wandb's own wait for its service has no end, and after a login that found no server the
+    # service has been seen to stay
+    monkeypatch.setattr(service_process.ServiceProcess, "join", join_at_last)
     wandb.teardown()
     yield wandb
     wandb.teardown()
+
+
+def join_at_last(service):
+    try:
+        return service._process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        service._process.kill()
+        service._process.wait()
+        return 0
 
 
 def trainer_with_wandb():

@@ -6,6 +6,8 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from operator import attrgetter
 from os import PathLike
 from typing import Any, Literal
 
@@ -349,6 +351,12 @@ class Seq2Seq(pl.LightningModule, ABC):
                 "'tokenizer' attribute that has a decode method."
             )
         return self._translate_batch(translator, batch, "predict", self.search_options)
+
+    def on_predict_epoch_end(self) -> None:
+        """Gives ``trainer.predict`` its translations in the order of the input, not of length."""
+        batches = self.trainer.predict_loop.predictions
+        in_order = iter(sorted(chain.from_iterable(batches), key=attrgetter("id")))
+        batches[:] = [list(islice(in_order, len(batch))) for batch in batches]
 
     def _sums(self, split: Split) -> MetricCollection:
         return self.val_sums if split == "val" else self.test_sums
