@@ -64,7 +64,7 @@ class RnnSeq2Seq(Seq2Seq):
             context_at_every_step=h.context_at_every_step,
             reverse_source=h.reverse_source,
             dropout=h.dropout,
-            share_embeddings=_share(h.share_embeddings, src_vocab_size),
+            share_embeddings=h.share_embeddings,
             tie_output=h.tie_output,
         )
 
@@ -123,7 +123,7 @@ class RnnAttentionSeq2Seq(Seq2Seq):
             score=h.score,
             input_feeding=h.input_feeding,
             dropout=h.dropout,
-            share_embeddings=_share(h.share_embeddings, src_vocab_size),
+            share_embeddings=h.share_embeddings,
             tie_output=h.tie_output,
         )
 
@@ -189,7 +189,3 @@ class TransformerSeq2Seq(Seq2Seq):
             share_embeddings=h.share_embeddings,
             tie_output=h.tie_output,
         )
-
-
-def _share(share_embeddings: bool | None, src_vocab_size: int | None) -> bool:
-    return src_vocab_size is None if share_embeddings is None else share_embeddings

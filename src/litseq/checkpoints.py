@@ -19,6 +19,7 @@ __all__ = [
     "FORMAT_VERSION",
     "check_class",
     "check_fits",
+    "check_tokenizer",
     "describe",
     "find_class",
     "read",

@@ -40,6 +40,7 @@ _EPILOG = "Other commands: " + "; ".join(
 _EPILOG += ". LITSEQ_TRACEBACK=1 shows where an error comes from."
 # main says what is wrong, in one line; an abbreviation could be a misspelling
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+_DATA = f"{TranslationDataModule.__module__}.{TranslationDataModule.__qualname__}"
 _NO_PATHS = ("null", "best", "last", "hpc")  # what Lightning's ckpt_path may be beside a path
 _USER_ERRORS = (ValueError, OSError, MisconfigurationException)
 
@@ -76,9 +77,7 @@ class Seq2SeqCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Makes the demo the default data."""
-        parser.set_defaults(
-            {"data": {"class_path": f"{TranslationDataModule.__module__}.TranslationDataModule"}}
-        )
+        parser.set_defaults({"data": {"class_path": _DATA}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Reads the checkpoint first: what it says is the default of everything else."""
@@ -114,7 +113,7 @@ class Seq2SeqCLI(LightningCLI):
                     f"CONFIG or --data CLASS."
                 )
             defaults["data"] = {
-                "class_path": f"{TranslationDataModule.__module__}.TranslationDataModule",
+                "class_path": _DATA,
                 "init_args": {
                     **(checkpoint["datamodule_hyper_parameters"] if ours else {}),
                     "tokenizer": None,  # the checkpoint's own, see below

@@ -14,6 +14,7 @@ import torch
 
 from litseq.decoding import SearchOptions
 from litseq.task import Seq2Seq
+from litseq.textfiles import one_line, whole_file
 from litseq.types import Translation
 
 __all__ = ["main"]
@@ -105,12 +106,12 @@ def main(
 
 
 def _text(translation: Translation) -> Iterable[str]:
-    yield " ".join(translation.text.splitlines())
+    yield one_line(translation.text)
 
 
 def _moses(translation: Translation) -> Iterable[str]:
     for hypothesis in translation.hypotheses:
-        text = " ".join(hypothesis.text.splitlines())
+        text = one_line(hypothesis.text)
         yield f"{translation.id} ||| {text} ||| {hypothesis.score:.4f}"
 
 
@@ -185,10 +186,5 @@ def _open_output(name: str) -> Iterator[TextIO]:
         raise ValueError(f"{path} is a folder; give a file to write.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in.")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        yield file

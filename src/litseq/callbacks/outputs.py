@@ -20,6 +20,7 @@ from rich.text import Text
 from torch import Tensor
 
 from litseq.metrics import Evaluation
+from litseq.textfiles import one_line, whole_file
 from litseq.types import Translation
 
 __all__ = ["TranslationWriter", "run_folder", "write_lines"]
@@ -62,14 +63,8 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
         lines: Lines without their line feed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a replacement is atomic within one file system only.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 class TranslationWriter(Callback):
@@ -166,9 +161,9 @@ class TranslationWriter(Callback):
         rows = evaluation.translations
         scores = {"split": split, **dataclasses.asdict(evaluation.scores), **origin}
         (folder / "scores.json").unlink(missing_ok=True)  # never beside texts of another time
-        write_lines(folder / "sources.txt", (_one_line(row.source) for row in rows))
-        write_lines(folder / "references.txt", (_one_line(row.reference or "") for row in rows))
-        write_lines(folder / "hypotheses.txt", (_one_line(row.text) for row in rows))
+        write_lines(folder / "sources.txt", (one_line(row.source) for row in rows))
+        write_lines(folder / "references.txt", (one_line(row.reference or "") for row in rows))
+        write_lines(folder / "hypotheses.txt", (one_line(row.text) for row in rows))
         write_lines(folder / "scores.json", [json.dumps(scores, ensure_ascii=False, indent=2)])
         if not fitting:
             names = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
@@ -241,7 +236,7 @@ class TranslationWriter(Callback):
             )
 
     def _write_predictions(self, rows: list[_Record], folder: Path) -> None:
-        write_lines(folder / "predictions.txt", (_one_line(row["text"]) for row in rows))
+        write_lines(folder / "predictions.txt", (one_line(row["text"]) for row in rows))
         write_lines(
             folder / "predictions.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows)
         )
@@ -268,11 +263,6 @@ class TranslationWriter(Callback):
         if message not in self._said:
             self._said.add(message)
             _log.warning(message)
-
-
-def _one_line(text: str) -> str:
-    # Whatever some reader takes for the end of a line would shift the numbers of all that follow.
-    return " ".join(text.splitlines())
 
 
 def _records(

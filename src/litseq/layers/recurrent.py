@@ -25,7 +25,12 @@ RnnType = Literal["gru", "lstm", "tanh"]
 
 
 def make_embeddings(
-    vocab_size: int, *, src_vocab_size: int | None, embedding_dim: int, pad_id: int, share: bool
+    vocab_size: int,
+    *,
+    src_vocab_size: int | None,
+    embedding_dim: int,
+    pad_id: int,
+    share: bool | None,
 ) -> tuple[nn.Embedding, nn.Embedding]:
     """Makes the source and the target embedding, drawn uniformly from [-0.1, 0.1].
 
@@ -34,7 +39,7 @@ def make_embeddings(
         src_vocab_size: Number of source ids; None = as many as target ids.
         embedding_dim: Size of an embedding.
         pad_id: Id of the padding token, whose embedding is zero and stays so.
-        share: One table for both sides.
+        share: One table for both sides; None: where ``src_vocab_size`` is None.
 
     Returns:
         Source and target embedding; one and the same module where they are shared.
@@ -45,6 +50,7 @@ def make_embeddings(
 
     Source: the range is that of Luong et al. (2015), section 4.1, https://arxiv.org/abs/1508.04025.
     """
+    share = src_vocab_size is None if share is None else share
     src_vocab_size = vocab_size if src_vocab_size is None else src_vocab_size
     check_sizes(vocab_size=vocab_size, src_vocab_size=src_vocab_size, embedding_dim=embedding_dim)
     if not 0 <= pad_id < min(vocab_size, src_vocab_size):

@@ -77,7 +77,8 @@ class Rnn(Seq2SeqModel):
             decoder's first state of both final states.
         dropout: Probability of a zero in embeddings, between recurrent layers and before the
             projection.
-        share_embeddings: One embedding table for source and target; needs one vocabulary.
+        share_embeddings: One embedding table for source and target; needs one vocabulary. None:
+            where there is one.
         tie_output: The target embedding is also the output projection; needs embeddings of size
             ``hidden_size``.
         context_at_every_step: The decoder sees the context vector at every step, not at its start
@@ -104,7 +105,7 @@ class Rnn(Seq2SeqModel):
         rnn_type: RnnType = "gru",
         bidirectional: bool = False,
         dropout: float = 0.0,
-        share_embeddings: bool = False,
+        share_embeddings: bool | None = False,
         tie_output: bool = False,
         context_at_every_step: bool = False,
         reverse_source: bool = False,

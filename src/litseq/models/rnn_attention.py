@@ -81,7 +81,8 @@ class RnnAttention(Seq2SeqModel):
         input_feeding: Luong's option: the previous attentional vector enters the recurrence.
         dropout: Probability of a zero in embeddings, between recurrent layers and before the
             projection.
-        share_embeddings: One embedding table for source and target; needs one vocabulary.
+        share_embeddings: One embedding table for source and target; needs one vocabulary. None:
+            where there is one.
         tie_output: The target embedding is also the output projection; needs embeddings of size
             ``hidden_size``.
 
@@ -107,7 +108,7 @@ class RnnAttention(Seq2SeqModel):
         score: Score = "additive",
         input_feeding: bool = False,
         dropout: float = 0.0,
-        share_embeddings: bool = False,
+        share_embeddings: bool | None = False,
         tie_output: bool = False,
     ) -> None:
         super().__init__()
