@@ -16,7 +16,9 @@ from litseq.cli import Seq2SeqCLI, main
 ROOT = Path(__file__).parents[1]
 FILES = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "configs").rglob("*.yaml"))}
 CONTENTS = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
-EXPERIMENTS = [name for name, content in CONTENTS.items() if "model" in content]
+EXPERIMENTS = [
+    name for name, content in CONTENTS.items() if "class_path" in content.get("model", {})
+]
 OVERLAYS = [name for name in FILES if name not in EXPERIMENTS]
 
 
@@ -120,7 +122,8 @@ def test_experiments_run(name, our_data, tmp_path):
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_overlays_run_on_top_of_an_experiment(name, our_data, tmp_path, monkeypatch, offline_wandb):
-    logger = CONTENTS[name]["trainer"].get("logger", {}).get("class_path", "")
+    trainer = CONTENTS[name].get("trainer", {})
+    logger = trainer.get("logger", {}).get("class_path", "")
     if "TensorBoard" in logger and not (
         importlib.util.find_spec("tensorboard") or importlib.util.find_spec("tensorboardX")
     ):
@@ -131,9 +134,11 @@ def test_overlays_run_on_top_of_an_experiment(name, our_data, tmp_path, monkeypa
     below = "*/*" if "Wandb" in logger else "tiny/version_0"
     (run,) = (path for path in (tmp_path / "lightning_logs").glob(f"{below}/config.yaml"))
     saved = yaml.safe_load(run.read_text())
-    for option, value in CONTENTS[name]["trainer"].items():
+    for option, value in trainer.items():
         if f"trainer.{option}" not in SHORT and option != "logger":
             assert saved["trainer"][option] == value
+    for option, value in CONTENTS[name].get("model", {}).get("init_args", {}).items():
+        assert saved["model"]["init_args"][option] == value
 
 
 class Stopped(Exception):

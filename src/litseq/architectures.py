@@ -141,8 +141,10 @@ class TransformerSeq2Seq(Seq2Seq):
         attention_dropout: Dropout on attention weights.
         activation_dropout: Dropout after the ReLU of the feed-forward sub-layers.
         norm_first: Layer norm before each sub-layer instead of after its residual.
-        positions: Sinusoids, or a learned vector per position.
+        positions: Sinusoids, a learned vector per position, or none.
         max_positions: Longest sequence for learned positions.
+        cross_attention: Which decoder layers look at the encoder's output.
+        scale_scores: Divides attention scores by sqrt(d_k).
         share_embeddings: One embedding matrix for source and target. None: where there is one
             vocabulary.
         tie_output: The output projection is the target embedding.
@@ -161,8 +163,10 @@ class TransformerSeq2Seq(Seq2Seq):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         norm_first: bool = False,
-        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal",
         max_positions: int = 1024,
+        cross_attention: Literal["every_layer", "last_layer"] = "every_layer",
+        scale_scores: bool = True,
         share_embeddings: bool | None = None,
         tie_output: bool = True,
         **options: Any,  # noqa: ANN401 - the CLI follows it to the arguments of Seq2Seq
@@ -186,6 +190,8 @@ class TransformerSeq2Seq(Seq2Seq):
             norm_first=h.norm_first,
             positions=h.positions,
             max_positions=h.max_positions,
+            cross_attention=h.cross_attention,
+            scale_scores=h.scale_scores,
             share_embeddings=h.share_embeddings,
             tie_output=h.tie_output,
         )

@@ -170,9 +170,12 @@ def check_tokenizer(
 def _check_options(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """Compares what decides how the network computes, but shows in no weight's shape."""
     ours = getattr(module, "hparams", {})
-    names = inspect.signature(type(module)).parameters.keys() | {"pad_id", "bos_id", "eos_id"}
+    known = inspect.signature(type(module)).parameters
+    names = known.keys() | {"pad_id", "bos_id", "eos_id"}
     for name in sorted(name for name in names if "dropout" not in name):
-        saved = checkpoint["hyper_parameters"].get(name)
+        # what the file does not name yet had the value that is now the default
+        default = known[name].default if name in known else None
+        saved = checkpoint["hyper_parameters"].get(name, default)
         if name in ours and ours[name] != saved:
             raise ValueError(
                 f"the checkpoint was trained with {name} {saved}, the model has {ours[name]}; use "

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 from typing_extensions import NotRequired, Self
 
-__all__ = ["Batch", "DecoderState", "Memory", "ScoredText", "Translation"]
+__all__ = ["AttentionKind", "Batch", "DecoderState", "Memory", "ScoredText", "Translation"]
+
+AttentionKind = Literal["encoder", "decoder", "cross"]
+"""Who looks at whom: the source at itself, the target at its past, or the target at the source."""
 
 
 class Batch(TypedDict):

@@ -133,6 +133,34 @@ def test_one_matrix_embeds_and_predicts():
     assert model.output.weight is model.tgt_embedding.weight
 
 
+def test_without_positions_the_encoder_sees_a_bag_of_tokens(src):
+    model = Transformer(V, positions="none", **SIZES).double().eval()
+    order = torch.randperm(S)
+    nothing = torch.zeros(B, S, dtype=torch.bool)
+    shuffled = model.encode(src[:, order], nothing).output
+    torch.testing.assert_close(shuffled, model.encode(src, nothing).output[:, order])
+
+
+def test_the_last_layer_alone_can_look_at_the_source(src, padding, tgt):
+    model = Transformer(V, cross_attention="last_layer", **SIZES).double().eval()
+    assert [layer.cross_attn is None for layer in model.decoder_layers] == [True, True, False]
+    inputs = []
+    model.decoder_layers[-1].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    logits = [model(source, padding, tgt) for source in (src, src.flip(1))]
+    torch.testing.assert_close(inputs[0], inputs[1], rtol=0, atol=0)
+    assert not torch.allclose(logits[0], logits[1])
+
+
+def test_unscaled_scores_are_sqrt_of_d_k_times_larger(src, padding, tgt):
+    scaled = Transformer(V, **SIZES).double().eval()
+    unscaled = Transformer(V, scale_scores=False, **SIZES).double().eval()
+    unscaled.load_state_dict(scaled.state_dict())
+    for name, parameter in unscaled.named_parameters():
+        if "in_proj" in name:  # smaller queries make up for it
+            parameter.data[:D] /= math.sqrt(D / H)
+    torch.testing.assert_close(unscaled(src, padding, tgt), scaled(src, padding, tgt))
+
+
 def test_sharing_needs_one_vocabulary():
     with pytest.raises(ValueError, match="src_vocab_size=17, vocab_size=23"):
         Transformer(V, src_vocab_size=17, share_embeddings=True, **SIZES)
@@ -141,7 +169,11 @@ def test_sharing_needs_one_vocabulary():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"positions": "rotary"}, "positions must be one of sinusoidal, learned, got 'rotary'"),
+        (
+            {"positions": "rotary"},
+            "positions must be one of sinusoidal, learned, none, got 'rotary'",
+        ),
+        ({"cross_attention": "first"}, "cross_attention must be one of every_layer, last_layer"),
         ({"dropout": -0.1}, r"^dropout must be in \[0, 1\), got -0.1; 0 switches it off"),
         ({"attention_dropout": 1.0}, r"dropout on attention weights must be in \[0, 1\), got 1.0"),
         ({"activation_dropout": 1.5}, r"activation_dropout must be in \[0, 1\), got 1.5"),

@@ -8,10 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MultiheadAttention", "attention_weights"]
+from litseq.layers.masks import causal_mask
+from litseq.types import AttentionKind
+
+__all__ = ["DotProductAttention", "MultiheadAttention", "attention_weights"]
 
 
-def attention_weights(q: Tensor, k: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
     """Computes softmax(q k^T / sqrt(d_k)): the weights that fused attention never shows.
 
     The scores are divided by sqrt(d_k) because a dot product of d_k independent terms of variance 1
@@ -22,16 +32,62 @@ def attention_weights(q: Tensor, k: Tensor, *, attn_mask: Tensor | None = None) 
         q: Queries, float (B, H, T, d_k).
         k: Keys, float (B, H, S, d_k).
         attn_mask: bool, broadcasts to (B, H, T, S); True = may attend. Each query needs one True.
+        is_causal: Lets query t attend to keys 0 to t; excludes ``attn_mask``.
+        scale: Factor of the dot products in place of 1 / sqrt(d_k).
 
     Returns:
         float32 (or float64) (B, H, T, S); rows sum to 1, masked positions are exactly 0.
 
     Source: Vaswani et al. (2017), section 3.2.1, https://arxiv.org/abs/1706.03762.
     """
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
+    scores = q @ k.transpose(-2, -1) * scale  # (B, H, T, S)
+    if is_causal:
+        attn_mask = causal_mask(q.size(-2), device=q.device)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf"))
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+class DotProductAttention(nn.Module):
+    """The fused product: softmax(q k^T / sqrt(d_k)) v, whose weights never stand in memory.
+
+    It has no parameters. It is a module so that whoever wants to see the weights finds the queries
+    and keys here, from outside, and computes them anew (``litseq.attention.capture_attention``).
+
+    Args:
+        kind: Which attention of the model it is.
+        dropout: Dropout on the weights in training.
+        scale: Factor of the dot products in place of 1 / sqrt(d_k).
+    """
+
+    def __init__(
+        self, kind: AttentionKind, *, dropout: float = 0.0, scale: float | None = None
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.dropout = dropout
+        self.scale = scale
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Weighs the values of each head, float (B, H, S, d_k); returns float (B, H, T, d_k)."""
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+        )
 
 
 class MultiheadAttention(nn.Module):
@@ -44,12 +100,22 @@ class MultiheadAttention(nn.Module):
     Args:
         d_model: Width of queries, keys and values.
         num_heads: Number of heads; divides d_model.
+        kind: Which attention of the model it is: over the source, over the target, or across.
         dropout: Dropout on the weights. The paper's text has none; its released code has 0.1.
+        scale_scores: Divides the scores by sqrt(d_k); False shows what that is good for.
 
     Source: Vaswani et al. (2017), section 3.2.2, https://arxiv.org/abs/1706.03762.
     """
 
-    def __init__(self, d_model: int, num_heads: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        kind: AttentionKind = "encoder",
+        dropout: float = 0.0,
+        scale_scores: bool = True,
+    ) -> None:
         super().__init__()
         if num_heads < 1 or d_model % num_heads:
             raise ValueError(
@@ -63,7 +129,9 @@ class MultiheadAttention(nn.Module):
         self.d_model = d_model
         self.num_heads = num_heads
         self.head_dim = d_model // num_heads
-        self.dropout = dropout
+        self.product = DotProductAttention(
+            kind, dropout=dropout, scale=None if scale_scores else 1.0
+        )
         # W_Q, W_K and W_V stacked, so that self-attention takes one product
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
@@ -113,15 +181,7 @@ class MultiheadAttention(nn.Module):
         Returns:
             float (B, T, D).
         """
-        heads = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=attn_mask,
-            is_causal=is_causal,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        return self._join(heads)
+        return self._join(self.product(q, k, v, attn_mask=attn_mask, is_causal=is_causal))
 
     def _join(self, heads: Tensor) -> Tensor:
         joined: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, T, D)
@@ -149,5 +209,5 @@ class MultiheadAttention(nn.Module):
         q, (k, v) = self.queries(query), self.keys_values(key_value)
         if not need_weights:
             return self.attend(q, k, v, attn_mask=attn_mask), None
-        weights = attention_weights(q, k, attn_mask=attn_mask)
+        weights = attention_weights(q, k, attn_mask=attn_mask, scale=self.product.scale)
         return self._join(weights.to(v.dtype) @ v), weights

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LearnedPositions", "SinusoidalPositions", "sinusoids"]
+__all__ = ["LearnedPositions", "NoPositions", "SinusoidalPositions", "sinusoids"]
 
 
 def sinusoids(num_positions: int, d_model: int) -> Tensor:
@@ -94,3 +94,17 @@ class LearnedPositions(nn.Module):
                 f"positions; raise max_positions or shorten the input."
             )
         return x + self.weight[start:end]
+
+
+class NoPositions(nn.Module):
+    """Adds nothing: an encoder that sees a bag of tokens, for comparison.
+
+    The decoder's causal mask still tells it a little of the order.
+    """
+
+    def __init__(self, d_model: int, *, max_positions: int = 1024) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
+        """Returns x, float (B, T, D)."""
+        return x

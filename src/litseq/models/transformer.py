@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from litseq.layers.masks import padding_to_attention_mask
 from litseq.layers.multihead import MultiheadAttention
-from litseq.layers.positions import LearnedPositions, SinusoidalPositions
+from litseq.layers.positions import LearnedPositions, NoPositions, SinusoidalPositions
 from litseq.layers.sizes import check_dropouts, check_sizes
 from litseq.models.base import Seq2SeqModel
-from litseq.types import DecoderState, Memory
+from litseq.types import AttentionKind, DecoderState, Memory
 
 __all__ = ["Transformer", "TransformerState"]
 
+CrossAttention = Literal["every_layer", "last_layer"]
+Positions = Literal["sinusoidal", "learned", "none"]
 KeysValues = tuple[Tensor, Tensor]
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -80,9 +82,16 @@ class EncoderLayer(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         norm_first: bool,
+        scale_scores: bool,
     ) -> None:
         super().__init__()
-        self.self_attn = MultiheadAttention(d_model, num_heads, dropout=attention_dropout)
+        self.self_attn = MultiheadAttention(
+            d_model,
+            num_heads,
+            kind="encoder",
+            dropout=attention_dropout,
+            scale_scores=scale_scores,
+        )
         self.feed_forward = FeedForward(d_model, dim_feedforward, dropout=activation_dropout)
         self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
@@ -100,7 +109,10 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Masked self-attention, cross-attention to the encoder's last output, then feed-forward."""
+    """Masked self-attention, cross-attention to the encoder's last output, then feed-forward.
+
+    ``cross_attention=False`` leaves out the middle one: such a layer never sees the source.
+    """
 
     def __init__(
         self,
@@ -112,19 +124,36 @@ class DecoderLayer(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         norm_first: bool,
+        scale_scores: bool,
+        cross_attention: bool,
     ) -> None:
         super().__init__()
-        self.self_attn = MultiheadAttention(d_model, num_heads, dropout=attention_dropout)
-        self.cross_attn = MultiheadAttention(d_model, num_heads, dropout=attention_dropout)
+
+        def attention(kind: AttentionKind) -> MultiheadAttention:
+            return MultiheadAttention(
+                d_model,
+                num_heads,
+                kind=kind,
+                dropout=attention_dropout,
+                scale_scores=scale_scores,
+            )
+
+        self.self_attn = attention("decoder")
+        self.cross_attn = attention("cross") if cross_attention else None
         self.feed_forward = FeedForward(d_model, dim_feedforward, dropout=activation_dropout)
         self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
-        self.cross_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
+        if cross_attention:
+            self.cross_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
+
+    def keys_values(self, memory: Tensor) -> KeysValues | None:
+        """Projects the encoder's output, float (B, S, D), for the cross-attention, if any."""
+        return None if self.cross_attn is None else self.cross_attn.keys_values(memory)
 
     def forward(
         self,
         x: Tensor,
-        memory_keys_values: KeysValues,
+        memory_keys_values: KeysValues | None,
         memory_mask: Tensor,
         past: KeysValues | None = None,
     ) -> tuple[Tensor, KeysValues]:
@@ -132,8 +161,8 @@ class DecoderLayer(nn.Module):
 
         Args:
             x: float (B, T, D); T is 1 when ``past`` is given.
-            memory_keys_values: This layer's keys and values of the source, each float (B, H, S,
-                d_k).
+            memory_keys_values: What ``keys_values`` made of the encoder's output, each float (B, H,
+                S, d_k).
             memory_mask: bool (B, 1, 1, S); True = may attend.
             past: Keys and values of the tokens before x, each float (B, H, t, d_k).
 
@@ -153,11 +182,14 @@ class DecoderLayer(nn.Module):
             return self.self_attn.attend(q, k, v)
 
         def cross_attention(x: Tensor) -> Tensor:
+            assert self.cross_attn is not None
+            assert memory_keys_values is not None
             k, v = memory_keys_values
             return self.cross_attn.attend(self.cross_attn.queries(x), k, v, attn_mask=memory_mask)
 
         x = self.self_attn_residual(x, self_attention)
-        x = self.cross_attn_residual(x, cross_attention)
+        if self.cross_attn is not None:
+            x = self.cross_attn_residual(x, cross_attention)
         x = self.feed_forward_residual(x, self.feed_forward)
         return x, seen
 
@@ -167,13 +199,14 @@ class TransformerState(DecoderState):
     """What each decoder layer has seen.
 
     Attributes:
-        memory_keys_values: Per layer, keys and values of the source, each float (B, H, S, d_k).
+        memory_keys_values: Per layer, keys and values of the source, each float (B, H, S, d_k);
+            None for a layer that never sees it.
         memory_mask: bool (B, 1, 1, S); True = may attend.
         past: Per layer, keys and values of the target so far, each float (B, H, t, d_k).
         position: Number of target tokens read.
     """
 
-    memory_keys_values: tuple[KeysValues, ...]
+    memory_keys_values: tuple[KeysValues | None, ...]
     memory_mask: Tensor
     past: tuple[KeysValues, ...]
     position: int = 0
@@ -201,8 +234,12 @@ class Transformer(Seq2SeqModel):
         attention_dropout: Dropout on attention weights.
         activation_dropout: Dropout after the ReLU of the feed-forward sub-layers.
         norm_first: Layer norm before each sub-layer instead of after its residual.
-        positions: Sinusoids, or a learned vector per position.
+        positions: Sinusoids, a learned vector per position, or none, which leaves the encoder a bag
+            of tokens.
         max_positions: Longest sequence for learned positions.
+        cross_attention: Which decoder layers look at the encoder's output: each, or the last alone,
+            which shows what the others lose.
+        scale_scores: Divides the scores by sqrt(d_k); without it wide heads saturate.
         share_embeddings: One embedding matrix for source and target; needs one vocabulary. None:
             where there is one vocabulary.
         tie_output: The output projection is the target embedding (Press and Wolf 2017).
@@ -226,8 +263,10 @@ class Transformer(Seq2SeqModel):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         norm_first: bool = False,
-        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        positions: Positions = "sinusoidal",
         max_positions: int = 1024,
+        cross_attention: CrossAttention = "every_layer",
+        scale_scores: bool = True,
         share_embeddings: bool | None = None,
         tie_output: bool = True,
     ) -> None:
@@ -242,11 +281,14 @@ class Transformer(Seq2SeqModel):
             max_positions=max_positions,
         )
         check_dropouts(dropout=dropout, activation_dropout=activation_dropout)
-        if positions not in _POSITIONS:
-            known = ", ".join(_POSITIONS)
-            raise ValueError(
-                f"positions must be one of {known}, got {positions!r}; choose one of them."
-            )
+        for name, value, known in (
+            ("positions", positions, get_args(Positions)),
+            ("cross_attention", cross_attention, get_args(CrossAttention)),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {value!r}; choose one of them."
+                )
         if share_embeddings and src_vocab_size not in (None, vocab_size):
             raise ValueError(
                 f"share_embeddings needs one vocabulary for source and target, got "
@@ -262,9 +304,11 @@ class Transformer(Seq2SeqModel):
         self.positions = _POSITIONS[positions](d_model, max_positions=max_positions)
         self.dropout = nn.Dropout(dropout)
 
-        def stack(layer: Callable[..., Layer], num_layers: int) -> Sequence[Layer]:
+        def stack(
+            make_layer: Callable[..., Layer], options: Iterable[dict[str, bool]]
+        ) -> Sequence[Layer]:
             layers = nn.ModuleList(
-                layer(
+                make_layer(
                     d_model,
                     num_heads,
                     dim_feedforward=dim_feedforward,
@@ -272,13 +316,24 @@ class Transformer(Seq2SeqModel):
                     attention_dropout=attention_dropout,
                     activation_dropout=activation_dropout,
                     norm_first=norm_first,
+                    scale_scores=scale_scores,
+                    **option,
                 )
-                for _ in range(num_layers)
+                for option in options
             )
             return cast("Sequence[Layer]", layers)  # a ModuleList does not say what it holds
 
-        self.encoder_layers = stack(EncoderLayer, num_encoder_layers)
-        self.decoder_layers = stack(DecoderLayer, num_decoder_layers)
+        self.encoder_layers = stack(EncoderLayer, [{}] * num_encoder_layers)
+        self.decoder_layers = stack(
+            DecoderLayer,
+            [
+                {
+                    "cross_attention": cross_attention == "every_layer"
+                    or number == num_decoder_layers
+                }
+                for number in range(1, num_decoder_layers + 1)
+            ],
+        )
         # post-norm stacks end with a norm already
         self.encoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
@@ -304,14 +359,14 @@ class Transformer(Seq2SeqModel):
 
     def init_state(self, memory: Memory) -> TransformerState:
         """Projects the memory once for every decoder layer; see ``Seq2SeqModel.init_state``."""
-        keys_values = tuple(
-            layer.cross_attn.keys_values(memory.output) for layer in self.decoder_layers
-        )
+        keys_values = tuple(layer.keys_values(memory.output) for layer in self.decoder_layers)
+        # of the dtype that a step's keys and values will have, under autocast too
+        assert keys_values[-1] is not None
+        k, v = (x[:, :, :0] for x in keys_values[-1])
         return TransformerState(
             memory_keys_values=keys_values,
             memory_mask=padding_to_attention_mask(memory.key_padding_mask),
-            # of the dtype that a step's keys and values will have, under autocast too
-            past=tuple((k[:, :, :0], v[:, :, :0]) for k, v in keys_values),
+            past=((k, v),) * len(keys_values),
         )
 
     def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
@@ -319,7 +374,7 @@ class Transformer(Seq2SeqModel):
         x = self._embed(self.tgt_embedding, tgt_in)
         memory_mask = padding_to_attention_mask(memory.key_padding_mask)
         for layer in self.decoder_layers:
-            x, _ = layer(x, layer.cross_attn.keys_values(memory.output), memory_mask)
+            x, _ = layer(x, layer.keys_values(memory.output), memory_mask)
         logits: Tensor = self.output(self.decoder_norm(x))
         return logits
 
@@ -337,9 +392,12 @@ class Transformer(Seq2SeqModel):
         return logits, replace(state, past=tuple(past), position=state.position + 1)
 
 
-_POSITIONS: dict[str, type[SinusoidalPositions] | type[LearnedPositions]] = {
+_POSITIONS: dict[
+    Positions, type[SinusoidalPositions] | type[LearnedPositions] | type[NoPositions]
+] = {
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,
+    "none": NoPositions,
 }
 
 
