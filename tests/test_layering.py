@@ -13,6 +13,7 @@ LAYERS = [
     ["types", "textfiles"],
     ["layers"],
     ["models"],
+    ["attention"],
     ["decoding", "data", "losses", "schedules", "metrics"],
     ["translator", "checkpoints"],
     ["task"],
@@ -23,7 +24,7 @@ LAYERS = [
     ["__main__", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH_ALONE = {"types", "layers", "models", "decoding"}
+TORCH_ALONE = {"types", "layers", "models", "decoding", "attention"}
 HEAVY = {"lightning", "datasets", "sentencepiece", "wandb", "torchmetrics", "sacrebleu", "rich"}
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Seq2Seq,
         TransformerSeq2Seq,
     )
+    from litseq.attention import capture_attention
     from litseq.callbacks import TokenThroughput, TranslationSamples, TranslationWriter
     from litseq.data import TokenBucketLoader, TranslationDataModule, TranslationTokenizer
     from litseq.decoding import SearchOptions, beam_search, generate, greedy_search, sample_search
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     # Seq2Seq comes with its subclasses, so that it can restore them from a checkpoint
     "architectures": ("RnnAttentionSeq2Seq", "RnnSeq2Seq", "Seq2Seq", "TransformerSeq2Seq"),
+    "attention": ("capture_attention",),
     "callbacks": ("TokenThroughput", "TranslationSamples", "TranslationWriter"),
     "data": ("TokenBucketLoader", "TranslationDataModule", "TranslationTokenizer"),
     "decoding": ("SearchOptions", "beam_search", "generate", "greedy_search", "sample_search"),
@@ -53,6 +55,7 @@ __all__ = [
     "TranslationTokenizer",
     "TranslationWriter",
     "beam_search",
+    "capture_attention",
     "corpus_scores",
     "generate",
     "greedy_search",
