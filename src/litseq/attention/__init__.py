@@ -1,7 +1,41 @@
 """Attention that can be seen: captured from any model, summarised, turned into alignments."""
 
+from litseq.attention.alignment import (
+    alignment_error_rate,
+    alignment_weights,
+    hard_alignment,
+    pharaoh,
+)
 from litseq.attention.capture import capture_attention
 from litseq.attention.maps import AttentionMap, AttentionMaps
 from litseq.attention.readers import Reader, Seen
+from litseq.attention.summaries import (
+    confidence,
+    coverage,
+    diagonality,
+    entropy,
+    head_agreement,
+    summarize,
+)
+from litseq.attention.words import join_words, merge_weights, word_numbers
 
-__all__ = ["AttentionMap", "AttentionMaps", "Reader", "Seen", "capture_attention"]
+__all__ = [
+    "AttentionMap",
+    "AttentionMaps",
+    "Reader",
+    "Seen",
+    "alignment_error_rate",
+    "alignment_weights",
+    "capture_attention",
+    "confidence",
+    "coverage",
+    "diagonality",
+    "entropy",
+    "hard_alignment",
+    "head_agreement",
+    "join_words",
+    "merge_weights",
+    "pharaoh",
+    "summarize",
+    "word_numbers",
+]
