@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from itertools import count
+from itertools import count, islice
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from litseq.decoding.attention import gather_attention, last_attention
 from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.hypothesis import Hypothesis, best_first, length_norm, make_hypothesis
 from litseq.decoding.options import check_beam, check_max_len
@@ -28,21 +29,43 @@ class _Tree:
         self._parent: list[Tensor] = []
         self._token: list[Tensor] = []
         self._log_prob: list[Tensor] = []
+        self._row: list[Tensor] = []
+        self._attention: list[Tensor] = []
 
-    def grow(self, parent: Tensor, token: Tensor, log_prob: Tensor) -> Tensor:
-        """Adds nodes and returns their numbers; all int64 but ``log_prob``, all of one shape."""
+    def grow(
+        self,
+        parent: Tensor,
+        token: Tensor,
+        log_prob: Tensor,
+        *,
+        row: Tensor,
+        attention: Tensor | None,
+    ) -> Tensor:
+        """Adds one step's nodes and returns their numbers.
+
+        Args:
+            parent: Nodes that are extended, int64 (n, 2K).
+            token: By which token, int64 (n, 2K).
+            log_prob: The token's log-probability, float (n, 2K).
+            row: The row of the model's state that this came from, int64 (n, 2K).
+            attention: Where each of those rows looked, float (rows, L, H, S), if that is kept.
+        """
         node = torch.arange(self._size, self._size + parent.numel(), device=parent.device)
         self._size += parent.numel()
         self._parent.append(parent.flatten())
         self._token.append(token.flatten())
         self._log_prob.append(log_prob.flatten())
+        if attention is not None:
+            self._row.append(row.flatten())
+            self._attention.append(attention)
         return node.view_as(parent)
 
-    def sequences(self, nodes: list[int]) -> list[tuple[list[int], list[float]]]:
-        """The tokens from the root to each node, and their log-probabilities."""
+    def sequences(self, nodes: list[int]) -> list[tuple[list[int], list[float], Tensor | None]]:
+        """The tokens from the root to each node, their log-probabilities and their attention."""
         parent = torch.cat(self._parent).tolist()
         token = torch.cat(self._token).tolist()
         log_prob = torch.cat(self._log_prob).tolist()
+        row = torch.cat(self._row).tolist() if self._row else parent
         found = []
         for node in nodes:
             path = []
@@ -50,7 +73,8 @@ class _Tree:
                 path.append(node)
                 node = parent[node]
             path.reverse()
-            found.append(([token[i] for i in path], [log_prob[i] for i in path]))
+            attention = gather_attention(self._attention, [row[i] for i in path])
+            found.append(([token[i] for i in path], [log_prob[i] for i in path], attention))
         return found
 
 
@@ -185,7 +209,10 @@ def _hypotheses(
     sequences = iter(tree.sequences([node for row in nodes for node in row]))
     found = []
     for row in nodes:
-        hypotheses = [make_hypothesis(*next(sequences), length_penalty=length_penalty) for _ in row]
+        hypotheses = [
+            make_hypothesis(tokens, log_probs, length_penalty=length_penalty, attention=attention)
+            for tokens, log_probs, attention in islice(sequences, len(row))
+        ]
         found.append(best_first(hypotheses, eos_id=eos_id))
     in_order = sorted(range(len(number)), key=number.__getitem__)
     return [found[i] for i in in_order]
@@ -268,14 +295,21 @@ def beam_search(
     for length in count(1):
         width = left.alive.size(1)  # 1 after BOS, then K
         found = _extend(left.log_prob, log_probs, beam_size=beam_size)
-        node = tree.grow(left.alive.gather(1, found.beam), found.token, found.token_log_prob)
+        first_row = torch.arange(len(left.alive), device=device).unsqueeze(1) * width
+        node = tree.grow(
+            left.alive.gather(1, found.beam),
+            found.token,
+            found.token_log_prob,
+            row=first_row + found.beam,
+            attention=last_attention(state),
+        )
         left, beam, token = _settle(left, found, node=node, norm=norm[length], eos_id=eos_id)
 
         bound = left.log_prob[:, 0] / norm[left.max_len]
         going = (bound > left.score[:, -1]) & (length < left.max_len)
         if beam_size == 1:
             going &= left.score[:, 0] == -torch.inf
-        row = torch.arange(len(beam), device=device).unsqueeze(1) * width + beam  # of the state
+        row = first_row + beam
         in_place = (row.flatten() == torch.arange(row.numel(), device=device)).all()
         # The only place of a step that waits for the device.
         *flags, stays = torch.cat([going, in_place.view(1)]).tolist()

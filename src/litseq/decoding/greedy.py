@@ -8,6 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from litseq.decoding.attention import gather_attention, last_attention
 from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.hypothesis import Hypothesis, make_hypothesis
 from litseq.decoding.options import check_max_len
@@ -89,6 +90,7 @@ def unroll(
     row = torch.arange(num_rows, device=max_len.device)
     token = torch.full_like(row, bos_id)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    attention: list[Tensor] = []
     for length in count(1):
         if row.numel() == 0:
             break
@@ -96,6 +98,9 @@ def unroll(
         log_probs = next_log_probs(logits, suppress)
         token = choose(log_probs, row, length)
         steps.append((row, token, log_probs.gather(1, token.unsqueeze(1)).squeeze(1)))
+        looked = last_attention(state)
+        if looked is not None:
+            attention.append(looked)
         # The only place of a step that waits for the device.
         going = ((token != eos_id) & (length < max_len)).tolist()
         if all(going):
@@ -106,9 +111,21 @@ def unroll(
         if left.numel() > 0:
             state = state.reorder(left)
 
-    written: list[tuple[list[int], list[float]]] = [([], []) for _ in range(num_rows)]
+    # of each sequence: tokens, their log-probabilities, its row in each step
+    written: list[tuple[list[int], list[float], list[int]]] = [
+        ([], [], []) for _ in range(num_rows)
+    ]
     for step in steps:
-        for i, chosen, log_prob in zip(*(part.tolist() for part in step), strict=True):
-            written[i][0].append(chosen)
-            written[i][1].append(log_prob)
-    return [make_hypothesis(*sequence, length_penalty=length_penalty) for sequence in written]
+        parts = zip(*(part.tolist() for part in step), strict=True)
+        for place, (i, chosen, log_prob) in enumerate(parts):
+            for items, item in zip(written[i], (chosen, log_prob, place), strict=True):
+                items.append(item)
+    return [
+        make_hypothesis(
+            tokens,
+            log_probs,
+            length_penalty=length_penalty,
+            attention=gather_attention(attention, places),
+        )
+        for tokens, log_probs, places in written
+    ]

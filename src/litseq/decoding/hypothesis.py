@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 __all__ = ["Hypothesis", "best_first", "length_norm", "make_hypothesis"]
 
@@ -22,12 +24,15 @@ class Hypothesis:
         token_log_probs: The model's own log-probability of each token, in nats: the one that
             teacher forcing gives, whatever was suppressed, sharpened or cut off to choose the
             token.
+        attention: Where the model looked for each token, float32 (L, H, T, S): layers, heads,
+            tokens, source positions (padding is 0). None unless the search was asked to keep it.
     """
 
     tokens: tuple[int, ...]
     log_prob: float
     score: float
     token_log_probs: tuple[float, ...]
+    attention: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def length_norm(length: int, length_penalty: float) -> float:
@@ -44,7 +49,11 @@ def length_norm(length: int, length_penalty: float) -> float:
 
 
 def make_hypothesis(
-    tokens: Sequence[int], token_log_probs: Sequence[float], *, length_penalty: float
+    tokens: Sequence[int],
+    token_log_probs: Sequence[float],
+    *,
+    length_penalty: float,
+    attention: Tensor | None = None,
 ) -> Hypothesis:
     """Adds up the tokens' log-probabilities and scores the sum.
 
@@ -64,6 +73,7 @@ def make_hypothesis(
         log_prob=log_prob,
         score=log_prob / length_norm(len(tokens), length_penalty),
         token_log_probs=tuple(token_log_probs),
+        attention=attention,
     )
 
 

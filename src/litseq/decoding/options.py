@@ -29,6 +29,7 @@ class SearchOptions:
         top_p: Only the most probable tokens that together reach this probability can be drawn;
             1 = all of them.
         seed: Seed of the samples; None takes one from torch's global generator.
+        attention: Whether to keep where the model looked: ``Hypothesis.attention``.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -44,6 +45,7 @@ class SearchOptions:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    attention: bool = False
 
     def __post_init__(self) -> None:
         check_beam(

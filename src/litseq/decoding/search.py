@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
+from litseq.decoding.attention import Attending
 from litseq.decoding.beam import beam_search
 from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.greedy import greedy_search
@@ -45,8 +47,20 @@ def generate(
         One or more hypotheses per sentence, at most ``options.n_best``, the best first.
 
     Raises:
-        ValueError: If the model gives no token a finite log-probability.
+        ValueError: If the model gives no token a finite log-probability, or attention is to be kept
+            of a model that has none.
     """
+    if options.attention:
+        return generate(
+            Attending(model),
+            memory,
+            src_lengths=src_lengths,
+            options=replace(options, attention=False),
+            bos_id=bos_id,
+            eos_id=eos_id,
+            suppress=suppress,
+            ids=ids,
+        )
     max_len = options.max_len(src_lengths)
     if options.sample:
         return sample_search(
