@@ -220,6 +220,19 @@ def test_predict_keeps_the_order(copied, elsewhere, corpus):
     assert [record["text"] for record in records] == lines(elsewhere / "copy/predictions.txt")
 
 
+def test_predict_aligns_words(copied, elsewhere):
+    assert litseq("predict", "--ckpt_path", copied).status == 0
+    plain = (elsewhere / "copy/predictions.txt").read_text()
+    assert not (elsewhere / "copy/predictions.align").exists()
+    outcome = litseq("predict", "--ckpt_path", copied, "--model.alignment", "true")
+    assert outcome.status == 0
+    assert "predictions.align" in outcome.out
+    records = [json.loads(line) for line in lines(elsewhere / "copy/predictions.jsonl")]
+    assert lines(elsewhere / "copy/predictions.align") == [r["alignment"] for r in records]
+    assert all(r["src_words"] == r["source"].split() for r in records)
+    assert (elsewhere / "copy/predictions.txt").read_text() == plain
+
+
 def test_other_data_come_by_flags(copied, elsewhere, corpus):
     words = ("--data.test", corpus / "val", "--model.beam_size", "1")
     assert litseq("test", "--ckpt_path", copied, *words).status == 0

@@ -308,6 +308,15 @@ def test_foreign_datamodule(family, tmp_path):
         module.translate(["hello"])
 
 
+def test_alignment_needs_words_and_attention(tmp_path, datamodule):
+    run = trainer(tmp_path, logger=False, enable_checkpointing=False)
+    module = make(TransformerSeq2Seq, vocab_size=23, alignment=True)
+    with pytest.raises(ValueError, match="aligning words needs a litseq tokenizer, got Letters"):
+        run.predict(module, Batches([batch([3, 5])], Letters()))
+    with pytest.raises(ValueError, match="Rnn holds no attention"):
+        run.predict(make(RnnSeq2Seq, alignment=True), datamodule)
+
+
 def test_foreign_datamodule_without_tokenizer(tmp_path):
     module = make(TransformerSeq2Seq, vocab_size=23)
     run = trainer(tmp_path, logger=False, enable_checkpointing=False)

@@ -107,6 +107,31 @@ def test_jsonl_keeps_its_letters(run):
     assert '"source": "grün"' in line
 
 
+def test_alignment(run, model):
+    texts = [*TEXTS, ""]
+    plain = run(joined(texts), "--n_best", "2")
+    records = [
+        json.loads(line)
+        for line in run(joined(texts), "--alignment", "true", "--format", "jsonl", "--n_best", "2")
+    ]
+    for record in records:
+        for found in record["hypotheses"]:
+            assert found["src_words"] == record["source"].split()
+            assert found["tgt_words"] == found["text"].split()
+            pairs = [tuple(map(int, pair.split("-"))) for pair in found["alignment"].split()]
+            # each target word has one source word
+            assert [t for _, t in sorted(pairs, key=lambda p: p[1])] == list(
+                range(len(found["tgt_words"]))
+            )
+            assert all(s < len(found["src_words"]) for s, _ in pairs)
+    lines = run(joined(texts), "--alignment", "true")
+    assert lines == [f"{record['text']} ||| {record['alignment']}" for record in records]
+    assert lines[-1] == " ||| "
+    lines = run(joined(texts), "--alignment", "true", "--n_best", "2")
+    aligned = [found["alignment"] for record in records for found in record["hypotheses"]]
+    assert lines == [f"{line} ||| {pairs}" for line, pairs in zip(plain, aligned, strict=True)]
+
+
 def test_n_best(run, monkeypatch):
     records = [
         json.loads(line) for line in run(joined(TEXTS), "--format", "jsonl", "--n_best", "3")

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from litseq.types import DecoderState, ScoredText, Translation
+from litseq.types import DecoderState, ScoredText, Translation, WordAlignment
 
 BEST, SECOND = ScoredText("b", -0.5, -1.0, 2), ScoredText("c", -0.7, -2.1, 3)
 
@@ -52,3 +52,13 @@ def test_a_translation_as_a_record():
     }
     assert Translation(7, "a", (BEST, SECOND)).as_dict() == record
     assert Translation(7, "a", (BEST, SECOND), "").as_dict() == {**record, "reference": ""}
+
+
+def test_an_alignment_joins_the_record():
+    alignment = WordAlignment(("x", "y"), ("b",), ((1, 0),))
+    text = ScoredText("b", -0.5, -1.0, 2, alignment)
+    words = {"alignment": "1-0", "src_words": ["x", "y"], "tgt_words": ["b"]}
+    assert text.as_dict() == {**BEST.as_dict(), **words}
+    record = Translation(7, "x y", (text, SECOND)).as_dict()
+    assert record["alignment"] == record["hypotheses"][0]["alignment"] == "1-0"
+    assert "alignment" not in record["hypotheses"][1]

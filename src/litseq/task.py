@@ -6,6 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from operator import attrgetter
 from os import PathLike
@@ -75,6 +76,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         max_len_b: See ``max_len_a``.
         val_beam_size: Hypotheses kept per sentence in validation.
         val_decode: Whether validation decodes and scores, or computes the loss alone.
+        alignment: Whether predict also aligns the words of source and translation.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         max_len_b: int = 50,
         val_beam_size: int = 1,
         val_decode: bool = True,
+        alignment: bool = False,
     ) -> None:
         super().__init__()
         check_label_smoothing(label_smoothing)
@@ -350,7 +353,8 @@ class Seq2Seq(pl.LightningModule, ABC):
                 "predict needs a tokenizer to turn ids into text; give the DataModule a "
                 "'tokenizer' attribute that has a decode method."
             )
-        return self._translate_batch(translator, batch, "predict", self.search_options)
+        options = replace(self.search_options, attention=self.hparams["alignment"])
+        return self._translate_batch(translator, batch, "predict", options)
 
     def on_predict_epoch_end(self) -> None:
         """Gives ``trainer.predict`` its translations in the order of the input, not of length."""

@@ -15,7 +15,7 @@ import torch
 from litseq.decoding import SearchOptions
 from litseq.task import Seq2Seq
 from litseq.textfiles import one_line, whole_file
-from litseq.types import Translation
+from litseq.types import ScoredText, Translation
 
 __all__ = ["main"]
 
@@ -30,6 +30,7 @@ def main(
     output: str = "-",
     format: Literal["text", "jsonl"] = "text",
     n_best: int = 1,
+    alignment: bool = False,
     beam_size: int | None = None,
     length_penalty: float | None = None,
     max_len_a: float | None = None,
@@ -55,6 +56,8 @@ def main(
         format: Plain text (n_best above 1: Moses' "number ||| text ||| score"), or a JSON object a
             line with source, text, score and all hypotheses.
         n_best: Translations per sentence.
+        alignment: Also says which source word each target word comes from, as attention sees it:
+            "text ||| 0-0 1-2" (source-target, from 0); in JSON with the words on both sides.
         beam_size: Hypotheses kept; 1 is greedy. Default: the checkpoint's.
         length_penalty: Exponent of the length normalisation. Default: the checkpoint's.
         max_len_a: Longest output is max_len_a * source tokens + max_len_b. Default: the
@@ -86,6 +89,7 @@ def main(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        attention=alignment,
     )
     write = _FORMATS["moses" if format == "text" and n_best > 1 else format]
     with _open_input(input) as source, _open_output(output) as target:
@@ -106,13 +110,18 @@ def main(
 
 
 def _text(translation: Translation) -> Iterable[str]:
-    yield one_line(translation.text)
+    yield one_line(translation.text) + _alignment(translation.hypotheses[0])
 
 
 def _moses(translation: Translation) -> Iterable[str]:
     for hypothesis in translation.hypotheses:
         text = one_line(hypothesis.text)
-        yield f"{translation.id} ||| {text} ||| {hypothesis.score:.4f}"
+        score = f"{hypothesis.score:.4f}"
+        yield f"{translation.id} ||| {text} ||| {score}{_alignment(hypothesis)}"
+
+
+def _alignment(hypothesis: ScoredText) -> str:
+    return "" if hypothesis.alignment is None else f" ||| {hypothesis.alignment}"
 
 
 def _jsonl(translation: Translation) -> Iterable[str]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from litseq.attention import align_words
 from litseq.data.buckets import plan_batches
 from litseq.data.collate import collate
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import Hypothesis, SearchOptions, generate
 from litseq.losses import IGNORE
 from litseq.models.base import Seq2SeqModel
-from litseq.types import Batch, ScoredText, Translation
+from litseq.types import Batch, ScoredText, Translation, WordAlignment
 
 __all__ = ["TextDecoder", "Translator"]
 
@@ -64,14 +67,40 @@ class Translator:
         )
 
     def translate_batch(self, batch: Batch, options: SearchOptions) -> list[tuple[ScoredText, ...]]:
-        """Translates a batch; n_best texts for each source, best first."""
+        """Translates a batch; n_best texts for each source, best first.
+
+        With ``options.attention`` their words are aligned with those of the source.
+
+        Raises:
+            ValueError: If words are to be aligned without a litseq tokenizer, or by a model that
+                has no attention.
+        """
+        sources = batch["input_ids"].tolist() if options.attention else repeat(())
         return [
             tuple(
-                ScoredText(self.target_text(h.tokens), h.score, h.log_prob, len(h.tokens))
+                ScoredText(
+                    self.target_text(h.tokens),
+                    h.score,
+                    h.log_prob,
+                    len(h.tokens),
+                    None if h.attention is None else self._align(h.attention, source, h.tokens),
+                )
                 for h in hypotheses
             )
-            for hypotheses in self.search(batch, options)
+            for source, hypotheses in zip(sources, self.search(batch, options), strict=False)
         ]
+
+    def _align(self, attention: Tensor, src: Iterable[int], tgt: Iterable[int]) -> WordAlignment:
+        if not isinstance(self.tokenizer, TranslationTokenizer):
+            raise ValueError(
+                f"aligning words needs a litseq tokenizer, got {type(self.tokenizer).__name__}; "
+                f"use a litseq DataModule or checkpoint."
+            )
+        return align_words(
+            attention,
+            self.tokenizer.source_pieces(self._ordinary(src)),
+            self.tokenizer.target_pieces(self._ordinary(tgt)),
+        )
 
     def translate(
         self,
@@ -105,7 +134,8 @@ class Translator:
         encoded = self.tokenizer.encode_source(texts)
         _warn_of_unknown(encoded, self.tokenizer, first_id)
         encoded = _cut(encoded, max_src_len, first_id)
-        results = [Translation(i, text, (_BLANK,)) for i, text in enumerate(texts, first_id)]
+        blank = replace(_BLANK, alignment=_NOTHING if options.attention else None)
+        results = [Translation(i, text, (blank,)) for i, text in enumerate(texts, first_id)]
         filled = [i for i, text in enumerate(texts) if text.strip()]
         lengths = [len(encoded[i]) for i in filled]
         batches = plan_batches(lengths, max_tokens=max_tokens, shuffle=False).batches()
@@ -139,6 +169,7 @@ class Translator:
 
 
 _BLANK = ScoredText("", 0.0, 0.0, 0)
+_NOTHING = WordAlignment((), (), ())
 
 
 def _cut(encoded: list[list[int]], max_src_len: int, first_id: int) -> list[list[int]]:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from typing_extensions import NotRequired, Self
 
-__all__ = ["AttentionKind", "Batch", "DecoderState", "Memory", "ScoredText", "Translation"]
+__all__ = [
+    "AttentionKind",
+    "Batch",
+    "DecoderState",
+    "Memory",
+    "ScoredText",
+    "Translation",
+    "WordAlignment",
+]
 
 AttentionKind = Literal["encoder", "decoder", "cross"]
 """Who looks at whom: the source at itself, the target at its past, or the target at the source."""
@@ -96,6 +104,25 @@ class DecoderState(_Rows):
 
 
 @dataclass(frozen=True)
+class WordAlignment:
+    """Which source word each target word comes from.
+
+    Attributes:
+        src_words: The words of the source, from its subwords.
+        tgt_words: The words of the hypothesis.
+        pairs: Numbers of a source and a target word, both from 0.
+    """
+
+    src_words: tuple[str, ...]
+    tgt_words: tuple[str, ...]
+    pairs: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        """The Pharaoh format: ``0-0 1-2``, source and target."""
+        return " ".join(f"{s}-{t}" for s, t in sorted(self.pairs))
+
+
+@dataclass(frozen=True)
 class ScoredText:
     """One hypothesis as text.
 
@@ -104,12 +131,31 @@ class ScoredText:
         score: What the search ranked by: the length-normalised log-probability.
         log_prob: Sum of the tokens' log-probabilities, EOS included, in nats.
         num_tokens: Number of target tokens, EOS included.
+        alignment: Which source words it comes from, where that was asked for.
     """
 
     text: str
     score: float
     log_prob: float
     num_tokens: int
+    alignment: WordAlignment | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Says the same in plain values.
+
+        Returns:
+            ``text``, ``score``, ``log_prob`` and ``num_tokens``; with an alignment also
+            ``alignment`` (``0-0 1-2``), ``src_words`` and ``tgt_words``.
+        """
+        record = {name: getattr(self, name) for name in ("text", "score", "log_prob", "num_tokens")}
+        if self.alignment is None:
+            return record
+        return {
+            **record,
+            "alignment": str(self.alignment),
+            "src_words": list(self.alignment.src_words),
+            "tgt_words": list(self.alignment.tgt_words),
+        }
 
 
 @dataclass(frozen=True)
@@ -137,11 +183,10 @@ class Translation:
         """The record that every JSON output of litseq holds: one line of a ``.jsonl`` file.
 
         Returns:
-            ``id`` and ``source``; ``text``, ``score``, ``log_prob`` and ``num_tokens`` of the best
-            hypothesis; ``hypotheses``, a list of the same four for each; ``reference``, where there
-            is one.
+            ``id`` and ``source``; what ``ScoredText.as_dict`` says of the best hypothesis;
+            ``hypotheses``, a list of the same for each; ``reference``, where there is one.
         """
-        hypotheses = [dataclasses.asdict(item) for item in self.hypotheses]
+        hypotheses = [item.as_dict() for item in self.hypotheses]
         record = {"id": self.id, "source": self.source, **hypotheses[0], "hypotheses": hypotheses}
         return record if self.reference is None else {**record, "reference": self.reference}
 

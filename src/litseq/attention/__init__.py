@@ -1,10 +1,10 @@
 """Attention that can be seen: captured from any model, summarised, turned into alignments."""
 
 from litseq.attention.alignment import (
+    align_words,
     alignment_error_rate,
     alignment_weights,
     hard_alignment,
-    pharaoh,
 )
 from litseq.attention.capture import capture_attention
 from litseq.attention.maps import AttentionMap, AttentionMaps
@@ -24,6 +24,7 @@ __all__ = [
     "AttentionMaps",
     "Reader",
     "Seen",
+    "align_words",
     "alignment_error_rate",
     "alignment_weights",
     "capture_attention",
@@ -35,7 +36,6 @@ __all__ = [
     "head_agreement",
     "join_words",
     "merge_weights",
-    "pharaoh",
     "summarize",
     "word_numbers",
 ]

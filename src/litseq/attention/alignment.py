@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from litseq.attention.maps import AttentionMaps
+from litseq.attention.words import join_words, merge_weights, word_numbers
+from litseq.types import WordAlignment
 
-__all__ = ["alignment_error_rate", "alignment_weights", "hard_alignment", "pharaoh"]
+__all__ = ["align_words", "alignment_error_rate", "alignment_weights", "hard_alignment"]
 
 Pair = tuple[int, int]
 """Number of the source word, number of the target word, both from 0."""
 
 
-def alignment_weights(maps: AttentionMaps, layer: int = -2) -> Tensor:
-    """Averages the heads of one layer's cross-attention.
+def alignment_weights(attention: Tensor) -> Tensor:
+    """Averages the heads of the decoder layer that aligns best: the last but one, if there is one.
 
-    The last decoder layer is busy with the next word; the one before it aligns best (Garg et al.
+    The last layer is busy with the next word; in six layers the fifth aligns best (Garg et al.
     2019, section 4.2, https://arxiv.org/abs/1909.02074).
 
     Args:
-        maps: What was captured.
-        layer: Number of the layer; a negative one counts from the last. A model of fewer layers
-            gives its first.
+        attention: Cross-attention of one hypothesis, float (L, H, T, S).
 
     Returns:
-        float (B, T, S).
-
-    Raises:
-        ValueError: If the layer is not there.
+        float (T, S).
     """
-    layers = sorted({m.layer for m in maps if m.kind == "cross"})
-    if layer < 0:
-        layer = max(layer, -len(layers))
-    return maps.find("cross", layer).weights.mean(1)
+    return attention[-2 if attention.size(0) > 1 else 0].mean(0)
 
 
 def hard_alignment(weights: Tensor) -> list[Pair]:
@@ -51,9 +44,24 @@ def hard_alignment(weights: Tensor) -> list[Pair]:
     return [(s, t) for t, s in enumerate(weights.argmax(-1).tolist())]
 
 
-def pharaoh(pairs: Iterable[Pair]) -> str:
-    """Writes an alignment as ``0-0 1-2``: source, target."""
-    return " ".join(f"{s}-{t}" for s, t in sorted(pairs))
+def align_words(
+    attention: Tensor, src_pieces: Sequence[str], tgt_pieces: Sequence[str]
+) -> WordAlignment:
+    """Aligns the words of a hypothesis with those of its source.
+
+    Args:
+        attention: Cross-attention of the hypothesis, float (L, H, T, S); what is beyond the pieces,
+            such as the ends of the sentences, is left out.
+        src_pieces: SentencePiece's pieces of the source, at most S.
+        tgt_pieces: Those of the hypothesis, at most T.
+    """
+    weights = alignment_weights(attention)[: len(tgt_pieces), : len(src_pieces)]
+    words = merge_weights(weights, word_numbers(tgt_pieces), word_numbers(src_pieces))
+    return WordAlignment(
+        src_words=tuple(join_words(src_pieces)),
+        tgt_words=tuple(join_words(tgt_pieces)),
+        pairs=tuple(hard_alignment(words)),
+    )
 
 
 def alignment_error_rate(

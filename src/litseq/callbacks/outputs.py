@@ -76,7 +76,8 @@ class TranslationWriter(Callback):
     set on rank zero in ``on_test_epoch_end`` or ``on_validation_epoch_end``; None there means
     nothing this time.
 
-    ``predict`` leaves ``predictions.txt`` and ``predictions.jsonl``, by id, for any module whose
+    ``predict`` leaves ``predictions.txt`` and ``predictions.jsonl`` (and ``predictions.align``,
+    word alignments, if every prediction has one), by id, for any module whose
     ``predict_step`` returns a list of ``litseq.types.Translation``, or of strings, whose ids are
     the batch's ``id`` or, without one, their order. With several ranks each writes its part and
     rank zero merges them. Several loaders follow one another.
@@ -240,8 +241,12 @@ class TranslationWriter(Callback):
         write_lines(
             folder / "predictions.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows)
         )
+        names = ["predictions.jsonl"]
+        if rows and all("alignment" in row for row in rows):
+            write_lines(folder / "predictions.align", (row["alignment"] for row in rows))
+            names.append("predictions.align")
         where = folder / "predictions.txt"
-        self._report = [Text(f"{len(rows)} predictions: {where} and predictions.jsonl")]
+        self._report = [Text(f"{len(rows)} predictions: {where} and {', '.join(names)}")]
 
     # ---- the end of training
 
