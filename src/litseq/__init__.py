@@ -14,9 +14,15 @@ if TYPE_CHECKING:
         TransformerSeq2Seq,
     )
     from litseq.attention import capture_attention
-    from litseq.callbacks import TokenThroughput, TranslationSamples, TranslationWriter
+    from litseq.callbacks import (
+        AttentionLogger,
+        TokenThroughput,
+        TranslationSamples,
+        TranslationWriter,
+    )
     from litseq.data import TokenBucketLoader, TranslationDataModule, TranslationTokenizer
     from litseq.decoding import SearchOptions, beam_search, generate, greedy_search, sample_search
+    from litseq.heatmaps import draw_attention
     from litseq.losses import token_loss
     from litseq.metrics import corpus_scores
     from litseq.models import Rnn, RnnAttention, Seq2SeqModel, Transformer
@@ -28,9 +34,10 @@ _HOMES = {
     # Seq2Seq comes with its subclasses, so that it can restore them from a checkpoint
     "architectures": ("RnnAttentionSeq2Seq", "RnnSeq2Seq", "Seq2Seq", "TransformerSeq2Seq"),
     "attention": ("capture_attention",),
-    "callbacks": ("TokenThroughput", "TranslationSamples", "TranslationWriter"),
+    "callbacks": ("AttentionLogger", "TokenThroughput", "TranslationSamples", "TranslationWriter"),
     "data": ("TokenBucketLoader", "TranslationDataModule", "TranslationTokenizer"),
     "decoding": ("SearchOptions", "beam_search", "generate", "greedy_search", "sample_search"),
+    "heatmaps": ("draw_attention",),
     "losses": ("token_loss",),
     "metrics": ("corpus_scores",),
     "models": ("Rnn", "RnnAttention", "Seq2SeqModel", "Transformer"),
@@ -39,6 +46,7 @@ _HOMES = {
 _HOME = {name: f"litseq.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AttentionLogger",
     "Rnn",
     "RnnAttention",
     "RnnAttentionSeq2Seq",
@@ -57,6 +65,7 @@ __all__ = [
     "beam_search",
     "capture_attention",
     "corpus_scores",
+    "draw_attention",
     "generate",
     "greedy_search",
     "sample_search",
