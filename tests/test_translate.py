@@ -251,7 +251,7 @@ def test_an_interrupt_leaves_no_half_file(fitted, elsewhere, monkeypatch):
         yield "one dog"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(translate, "_lines", lines)
+    monkeypatch.setattr(translate, "read_lines", lines)
     (elsewhere / "out.txt").write_text("old\n")
     words = ("--ckpt", fitted.ckpt, "--output", "out.txt")
     assert litseq("translate", *words) == (130, "", "")

@@ -9,11 +9,11 @@ import re
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import litseq.architectures  # noqa: F401 - its classes are then known by their short names
 from litseq import checkpoints
 from litseq.callbacks import TranslationWriter
-from litseq.cli_messages import check_configs, explain, options
+from litseq.cli_messages import COMMANDS, check_configs, explain, options
 from litseq.cli_runs import SaveRunConfig, prepare_wandb
 from litseq.data import TranslationDataModule
 from litseq.task import Seq2Seq
@@ -29,9 +29,6 @@ from litseq.task import Seq2Seq
 __all__ = ["Seq2SeqCLI", "main"]
 
 log = logging.getLogger("litseq")
-
-COMMANDS = {"translate": ("litseq.translate", "translate text with a checkpoint")}
-"""Commands beside Lightning's own: name to module, whose ``main`` takes the options, and help."""
 
 _DESCRIPTION = "litseq: sequence-to-sequence learning inside PyTorch Lightning."
 _EPILOG = "Other commands: " + "; ".join(
@@ -175,15 +172,17 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(words: list[str], *, explicit: bool) -> None:
     commands = [*Seq2SeqCLI.subcommands(), *COMMANDS]
     if words[0] in COMMANDS:
-        command: Callable[..., None] = import_module(COMMANDS[words[0]][0]).main
-        auto_cli(
-            command,
-            args=words[1:],
-            as_positional=False,
+        module = import_module(COMMANDS[words[0]][0])
+        parser = ArgumentParser(
             prog=f"litseq {words[0]}",
-            description=(inspect.getdoc(command) or "").partition("\n\nArgs:")[0],
+            description=(inspect.getdoc(module.main) or "").partition("\n\nArgs:")[0],
             **_PARSING,
         )
+        if hasattr(module, "declare"):
+            module.declare(parser)
+        else:
+            parser.add_function_arguments(module.main, as_group=False, as_positional=False)
+        module.main(**parser.parse_args(words[1:]).as_dict())
     elif words[0] in commands or words[0].startswith("-"):
         Seq2SeqCLI(words if explicit or len(sys.argv) < 2 else None)
     else:

@@ -13,11 +13,20 @@ import yaml
 from lightning.pytorch import Trainer, callbacks, loggers
 
 import litseq
-from litseq import translate
 from litseq.data import TranslationDataModule
 from litseq.task import Seq2Seq
 
-__all__ = ["check_configs", "explain", "options"]
+__all__ = ["COMMANDS", "check_configs", "explain", "options"]
+
+COMMANDS = {
+    "translate": ("litseq.translate", "translate text with a checkpoint"),
+    "explain": ("litseq.explain.command", "show on one page how a translation came about"),
+}
+"""Commands beside Lightning's own: name to module and help.
+
+The module's ``main`` takes the options; where its signature does not say enough of them, its
+``declare`` adds them to a parser.
+"""
 
 
 def options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -125,8 +134,8 @@ def _unknown_key(path: str, owner: str | None, args: Sequence[str]) -> str:
 
 
 def _keys_of_command(args: Sequence[str]) -> dict[str, str]:
-    if args[0] == "translate":
-        return _keys_of(translate.main)
+    if args[0] in COMMANDS:
+        return _keys_of(import_module(COMMANDS[args[0]][0]).main)
     keys = {key: key for key in ("model", "data", "trainer", "seed_everything", "ckpt_path")}
     makers: dict[str, Sequence[Callable[..., object]]] = {
         "model": [Seq2Seq, *Seq2Seq.__subclasses__()],

@@ -1,14 +1,15 @@
-"""Text files that appear whole or not at all."""
+"""Text files: read line by line, written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
-__all__ = ["one_line", "whole_file"]
+__all__ = ["one_line", "open_input", "read_lines", "whole_file"]
 
 
 def one_line(text: str) -> str:
@@ -31,3 +32,45 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_input(name: str) -> Iterator[BinaryIO]:
+    """Opens a file to read; ``-`` is standard input.
+
+    Raises:
+        ValueError: If it is a folder.
+        FileNotFoundError: If it is not there.
+    """
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    path = Path(name)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a text file.")
+    if not path.exists():
+        raise FileNotFoundError(f"no input file at {path}.")
+    with path.open("rb") as file:
+        yield file
+
+
+def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """Decodes line by line, so that an error names its line; only a line feed ends a line.
+
+    Args:
+        file: What ``open_input`` opened.
+        name: Its name, for errors.
+
+    Raises:
+        ValueError: If a line is not UTF-8.
+    """
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{'standard input' if name == '-' else name}, line {number}: byte "
+                f"0x{line[error.start]:02x} at position {error.start + 1} is not UTF-8; convert "
+                f"the text to UTF-8."
+            ) from error
+        yield text.removesuffix("\n").removesuffix("\r")

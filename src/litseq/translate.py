@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal, TextIO
+from typing import Literal, TextIO
 
 import torch
 
 from litseq.decoding import SearchOptions
 from litseq.task import Seq2Seq
-from litseq.textfiles import one_line, whole_file
+from litseq.textfiles import one_line, open_input, read_lines, whole_file
 from litseq.types import ScoredText, Translation
 
-__all__ = ["main"]
+__all__ = ["find_device", "main"]
 
 _CHUNK = 2048
 """Lines that are read, sorted by length and translated together."""
@@ -76,7 +76,7 @@ def main(
         FileNotFoundError: If a file is missing.
         ValueError: If the checkpoint, an option or a line of the input is not usable.
     """
-    module = Seq2Seq.load_from_checkpoint(ckpt, map_location=_device(device))
+    module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
     saved = module.search_options
     options = SearchOptions(
         beam_size=max(n_best, saved.beam_size) if beam_size is None else beam_size,
@@ -92,9 +92,9 @@ def main(
         attention=alignment,
     )
     write = _FORMATS["moses" if format == "text" and n_best > 1 else format]
-    with _open_input(input) as source, _open_output(output) as target:
+    with open_input(input) as source, _open_output(output) as target:
         typed = source.isatty() and target.isatty()
-        lines = _lines(source, input)
+        lines = read_lines(source, input)
         first = 0
         while chunk := list(islice(lines, 1 if typed else _CHUNK)):
             for translation in module.translations(
@@ -135,7 +135,12 @@ _FORMATS: dict[str, Callable[[Translation], Iterable[str]]] = {
 }
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Finds the device that a command line names; ``auto`` is an accelerator where there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -147,34 +152,6 @@ def _device(name: str) -> torch.device:
             f"such as cuda or cuda:0."
         ) from error
     return torch.device(name)
-
-
-def _lines(file: BinaryIO, name: str) -> Iterator[str]:
-    """Decodes line by line, so that an error names its line; only a line feed ends a line."""
-    for number, line in enumerate(file, 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{'standard input' if name == '-' else name}, line {number}: byte "
-                f"0x{line[error.start]:02x} at position {error.start + 1} is not UTF-8; convert "
-                f"the text to UTF-8."
-            ) from error
-        yield text.removesuffix("\n").removesuffix("\r")
-
-
-@contextmanager
-def _open_input(name: str) -> Iterator[BinaryIO]:
-    if name == "-":
-        yield sys.stdin.buffer
-        return
-    path = Path(name)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a text file.")
-    if not path.exists():
-        raise FileNotFoundError(f"no input file at {path}.")
-    with path.open("rb") as file:
-        yield file
 
 
 @contextmanager

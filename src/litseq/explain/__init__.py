@@ -1,0 +1,1 @@
+"""The offline report that explains a translation."""
