@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Takes the Transformer apart, one piece at a time, and measures what each piece was good for.
 
-    python scripts/ablate.py                  # 8 models x 3 seeds, 3 to 5 minutes each
+    python scripts/ablate.py                  # 8 models x 3 seeds
     python scripts/ablate.py --seeds 1 --only transformer no_positions
 
 Every run is ``litseq fit -c configs/demo.yaml`` with an overlay of ``configs/ablation/`` or another
 model, and ``litseq test`` on its best checkpoint. Runs lie in ``lightning_logs/ablation``; what is
-there already is not run again, so the script can be stopped at any time. Afterwards it writes
+there already is not run again, so the script can be stopped at any time. On one core a Transformer
+takes four minutes, the recurrent model nine, and the recurrent one with attention 26. Afterwards it writes
 ``docs/results/ablation.json`` and the table ``docs/results/ablation.md``.
 """
 

@@ -307,7 +307,7 @@ def test_no_model(fitted, elsewhere):
 
 def test_no_command():
     assert error_of("fiit") == (
-        "there is no command 'fiit'; choose among fit, validate, test, predict, translate."
+        "there is no command 'fiit'; choose among fit, validate, test, predict, translate, explain."
     )
 
 

@@ -541,6 +541,46 @@ def test_other_memory_and_blind_layers_are_named(transformer, opened):
     assert page.locator("#memory .note.good").count() == 0
 
 
+# ---- models that were built otherwise
+
+
+@needs_chromium
+def test_ablated_transformer_is_explained_as_it_is(opened):
+    record = record_of(
+        TransformerSeq2Seq,
+        d_model=12,
+        num_heads=3,
+        positions="none",
+        scale_scores=False,
+        cross_attention="last_layer",
+        **TINY,
+    )
+    page = opened(record)
+    assert "no position codes" in page.locator("#positions").inner_text()
+    assert (
+        "2 of the decoder layers never look at the source (layer 1, 2)"
+        in page.locator("#memory .bad").inner_text()
+    )
+    assert "trained without dividing its scores" in page.locator("#head").inner_text()
+    assert page.locator("#head .good").count() == 2
+    undivided = rows_of(page.locator("#head table.scores tbody tr"))
+    choose(page.get_by_label("With a division"))
+    divided = rows_of(page.locator("#head table.scores tbody tr"))
+    for before, after in zip(undivided, divided, strict=True):
+        assert len(after) == len(before) + 1
+        assert after[1] == pytest.approx(before[0] / 2)  # d_k is 4
+
+
+@needs_chromium
+def test_learned_positions_and_a_given_translation(opened):
+    module = module_of(TransformerSeq2Seq, d_model=12, num_heads=3, positions="learned", **TINY)
+    page = opened(explain_translations(module, ["the cat"], translations=["红猫"]))
+    assert "learned its position codes" in page.locator("#positions").inner_text()
+    assert page.locator("#positions .formula").count() == 0
+    assert page.locator("#overview .texts dt").nth(1).inner_text() == "Translation given by you"
+    assert "nothing was searched" in page.locator("#beam").inner_text()
+
+
 # ---- safety
 
 

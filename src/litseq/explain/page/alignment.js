@@ -1,10 +1,18 @@
-// Which source word stands behind which output word, as far as the weights say; and how far that is.
+// Which source word stands behind which output word, as far as the weights say.
 
 /** Mean weights (T, S) of a choice of layers and heads; -1 takes all. */
 function crossWeights(detail, layer, head) {
   if (detail.weights) return rowsOf(detail.weights);
-  const items = detail.attention.filter((item) => item.kind === "cross" && (layer < 0 || item.layer === layer));
-  return meanTable(items.flatMap((item) => (head < 0 ? range(item.weights.shape[0]) : [head]).map((h) => weightsOf(detail, item, h))));
+  const items = detail.attention.filter(
+    (item) => item.kind === "cross" && (layer < 0 || item.layer === layer),
+  );
+  return meanTable(
+    items.flatMap(
+      (item) => (
+        head < 0 ? range(item.weights.shape[0]) : [head]
+      ).map((h) => weightsOf(detail, item, h)),
+    ),
+  );
 }
 
 parts.alignment = function drawAlignment(sentence) {
@@ -18,11 +26,22 @@ parts.alignment = function drawAlignment(sentence) {
     const links = weights.map(argmax);
     const line = readout();
     const [labelsOf, columnsOf] = [rows.labels, columns.labels];
-    const lines = tokenLines({ rows: labelsOf, columns: columnsOf, weights, label: tell("alignment.lines"), onhover: (r) => show(r, links[r], true) });
+    const lines = tokenLines(
+      {
+        rows: labelsOf,
+        columns: columnsOf,
+        weights,
+        label: tell("alignment.lines"),
+        onhover: (r) => show(r, links[r], true),
+      },
+    );
     const grid = matrix({
       label: tell("alignment.matrix"), rows: labelsOf, columns: columnsOf,
       cell: (r, c) => ({ share: weights[r][c], text: format(weights[r][c], 2).replace("0.", ".") }),
-      speak: (r, c) => tell("attention.speak", { row: labelsOf[r], column: columnsOf[c], weight: format(weights[r][c], 2) }),
+      speak: (r, c) => tell(
+        "attention.speak",
+        { row: labelsOf[r], column: columnsOf[c], weight: format(weights[r][c], 2) },
+      ),
       onmove: (r, c) => show(r, c),
       start: [0, links[0]],
     });
@@ -30,17 +49,40 @@ parts.alignment = function drawAlignment(sentence) {
       lines.highlight(r);
       if (fromLines) grid.moveTo(r, c, { quiet: true });
       line.replaceChildren(say("alignment.cell", {
-        row: h("bdi", { class: "token" }, clip(labelsOf[r], 24)), column: h("bdi", { class: "token" }, clip(columnsOf[c], 24)),
-        best: h("bdi", { class: "token" }, clip(columnsOf[links[r]], 24)), weight: number(weights[r][c], 3),
+        row: token(labelsOf[r], 24), column: token(columnsOf[c], 24),
+        best: token(columnsOf[links[r]], 24), weight: number(weights[r][c], 3),
       }));
     }
     show(0, links[0]);
     box.replaceChildren(
       h("div", { class: "pair" },
         h("div", {}, grid.element, line, legend("0", "1", tell("attention.weight"))),
-        h("div", { class: "beside" }, lines.element, h("p", { class: "axis" }, tell("kind.cross_lines")))),
-      h("p", { class: "data-line" }, tell("alignment.pharaoh"), " ", h("code", { class: "pharaoh" }, links.map((source, target) => `${source}-${target}`).join(" "))),
-      asTable({ caption: tell("alignment.matrix"), corner: tell("kind.cross_corner"), rows: labelsOf, columns: columnsOf, text: (r, c) => number(weights[r][c], 3) }),
+        h(
+          "div",
+          { class: "beside" },
+          lines.element,
+          h("p", { class: "axis" }, tell("kind.cross_lines")),
+        )),
+      h(
+        "p",
+        { class: "data-line" },
+        tell("alignment.pharaoh"),
+        " ",
+        h(
+          "code",
+          { class: "pharaoh" },
+          links.map((source, target) => `${source}-${target}`).join(" "),
+        ),
+      ),
+      asTable(
+        {
+          caption: tell("alignment.matrix"),
+          corner: tell("kind.cross_corner"),
+          rows: labelsOf,
+          columns: columnsOf,
+          text: (r, c) => number(weights[r][c], 3),
+        },
+      ),
     );
   }
   const controls = [];
@@ -58,7 +100,10 @@ parts.alignment = function drawAlignment(sentence) {
         onchange: (index) => { chosen.layer = index ? items[index - 1].layer : -1; update(); },
       }).element,
       dropdown({
-        label: tell("attention.column_head"), options: [tell("alignment.mean"), ...range(heads).map((head) => String(headNumber(items[0], head) + 1))],
+        label: tell("attention.column_head"), options: [
+          tell("alignment.mean"),
+          ...range(heads).map((head) => String(headNumber(items[0], head) + 1)),
+        ],
         selected: 1 + chosen.head,
         onchange: (index) => { chosen.head = index - 1; update(); },
       }).element);
@@ -70,21 +115,37 @@ parts.alignment = function drawAlignment(sentence) {
 parts.caution = function drawCaution(sentence) {
   const { detail, leave_one_out: without } = sentence;
   const papers = h("ul", { class: "papers" }, lookUp("caution.papers").map(({ text, link }) =>
-    h("li", {}, text, " ", h("a", { href: link, rel: "noreferrer" }, link.replace("https://", "")))));
+    h(
+      "li",
+      {},
+      text,
+      " ",
+      h("a", { href: link, rel: "noreferrer" }, link.replace("https://", "")),
+    )));
   const parts = [papers];
   const hasCross = detail.weights || detail.attention?.some((item) => item.kind === "cross");
   if (without.length > 0 && hasCross) {
     const weights = crossWeights(detail, -1, -1);
     const received = sentence.src.tokens.map((_, s) => sum(weights.map((row) => row[s])));
     const lost = without.map((logProb) => (logProb === null ? null : sentence.log_prob - logProb));
-    const [mostReceived, mostLost] = [Math.max(...received), Math.max(...lost.map((x) => x ?? 0), 1e-9)];
+    const [mostReceived, mostLost] = [
+      Math.max(...received),
+      Math.max(...lost.map((x) => x ?? 0), 1e-9),
+    ];
     parts.push(
       subheading("caution.test"),
       paragraph("caution.test_text"),
       table({
         caption: tell("caution.caption"),
         className: "scores",
-        head: [tell("tokens.token"), tell("caution.received"), "", tell("caution.without"), tell("caution.lost"), ""],
+        head: [
+          tell("tokens.token"),
+          tell("caution.received"),
+          "",
+          tell("caution.without"),
+          tell("caution.lost"),
+          "",
+        ],
         rows: sentence.src.tokens.map((text, s) => [
           token(text, 20),
           number(received[s], 3), bar(received[s] / mostReceived),

@@ -9,9 +9,14 @@ const headName = (kind, layer, head) =>
 
 /** The record's full-precision numbers of a head, if it holds them. */
 const microscopic = (detail, kind, layer, head) =>
-  detail.heads.findIndex((item) => item.kind === kind && item.layer === layer && item.head === head);
+  detail.heads.findIndex(
+    (item) => item.kind === kind && item.layer === layer && item.head === head,
+  );
 
-const defaultHead = (detail) => Math.max(0, detail.heads.findIndex((head) => head.kind === "cross"));
+const defaultHead = (detail) => Math.max(
+  0,
+  detail.heads.findIndex((head) => head.kind === "cross"),
+);
 
 /** Weights of a head: the model's own floats where the record has them, else 256 steps. */
 function weightsOf(detail, item, head) {
@@ -58,7 +63,11 @@ parts.attention = function drawAttention(sentence) {
     const [rows, columns] = sides[item.kind](sentence);
     let weights = weightsOf(detail, item, head);
     if (chosen.norms && item.value_norms) weights = byNorm(weights, item, head);
-    return { rows: rows.labels, columns: columns.labels, weights: mergeTable(weights, rows.words, columns.words) };
+    return {
+      rows: rows.labels,
+      columns: columns.labels,
+      weights: mergeTable(weights, rows.words, columns.words),
+    };
   };
 
   function pick(layer, head) {
@@ -92,12 +101,31 @@ parts.attention = function drawAttention(sentence) {
     const name = headName(item.kind, item.layer, headNumber(item, chosen.head));
     const masked = (r, c) => item.kind === "decoder" && c > r;
     const line = readout();
-    const lines = tokenLines({ rows, columns, weights, label: tell("attention.lines", { name }), onhover: (r) => show(r, argmax(weights[r]), true) });
-    const labels = (r, c) => ({ row: rows[r], column: columns[c], weight: format(weights[r][c], 2) });
+    const lines = tokenLines(
+      {
+        rows,
+        columns,
+        weights,
+        label: tell("attention.lines", { name }),
+        onhover: (r) => show(r, argmax(weights[r]), true),
+      },
+    );
+    const labels = (r, c) => (
+      { row: rows[r], column: columns[c], weight: format(weights[r][c], 2) }
+    );
     const grid = matrix({
       label: name, rows, columns,
-      cell: (r, c) => ({ share: weights[r][c], text: format(weights[r][c], 2).replace("0.", "."), masked: masked(r, c) }),
-      speak: (r, c) => masked(r, c) ? tell("attention.speak_masked", labels(r, c)) : tell("attention.speak", labels(r, c)),
+      cell: (r, c) => (
+        {
+          share: weights[r][c],
+          text: format(weights[r][c], 2).replace("0.", "."),
+          masked: masked(r, c),
+        }
+      ),
+      speak: (r, c) => masked(r, c) ? tell(
+        "attention.speak_masked",
+        labels(r, c),
+      ) : tell("attention.speak", labels(r, c)),
       onmove: (r, c) => show(r, c),
       start: [Math.min(1, rows.length - 1), argmax(weights[Math.min(1, rows.length - 1)])],
     });
@@ -105,7 +133,7 @@ parts.attention = function drawAttention(sentence) {
       lines.highlight(r);
       if (fromLines) grid.moveTo(r, c, { quiet: true });
       line.replaceChildren(say("attention.cell", {
-        row: h("bdi", { class: "token" }, clip(rows[r], 24)), column: h("bdi", { class: "token" }, clip(columns[c], 24)),
+        row: token(rows[r], 24), column: token(columns[c], 24),
         weight: number(weights[r][c], 3), total: number(sum(weights[r]), 2),
         entropy: number(entropy(weights[r]), 2),
       }));
@@ -117,10 +145,27 @@ parts.attention = function drawAttention(sentence) {
       h("h3", { "aria-live": "polite" }, name),
       h("div", { class: "pair" },
         h("div", {}, grid.element, line, legend("0", "1", tell("attention.weight"))),
-        h("div", { class: "beside" }, lines.element, h("p", { class: "axis" }, tell(`kind.${item.kind}_lines`)))),
+        h(
+          "div",
+          { class: "beside" },
+          lines.element,
+          h("p", { class: "axis" }, tell(`kind.${item.kind}_lines`)),
+        )),
       h("div", { class: "actions" },
-        exact < 0 ? null : h("button", { type: "button", class: "action", onclick: () => work(exact) }, tell("attention.work_out")),
-        asTable({ caption: name, corner: tell(`kind.${item.kind}_corner`), rows, columns, text: (r, c) => number(weights[r][c], 3) })),
+        exact < 0 ? null : h(
+          "button",
+          { type: "button", class: "action", onclick: () => work(exact) },
+          tell("attention.work_out"),
+        ),
+        asTable(
+          {
+            caption: name,
+            corner: tell(`kind.${item.kind}_corner`),
+            rows,
+            columns,
+            text: (r, c) => number(weights[r][c], 3),
+          },
+        )),
     );
   }
   function work(index) {
@@ -133,15 +178,24 @@ parts.attention = function drawAttention(sentence) {
   }
   const summary = () => sortableTable({
     caption: tell("attention.summary"),
-    columns: ["column_layer", "column_head", ...figures.map(([, key]) => key)].map((key) => tell(`attention.${key}`)),
+    columns: [
+      "column_layer",
+      "column_head",
+      ...figures.map(([, key]) => key),
+    ].map((key) => tell(`attention.${key}`)),
     rows: layers().flatMap((item) => range(item.weights.shape[0]).map((head) => ({
       item, head,
       cells: [
         { value: item.layer + 1 }, { value: headNumber(item, head) + 1 },
-        ...figures.map(([key]) => item.summary[key][headNumber(item, head)]).map((x) => ({ value: x, cell: number(x, 2) })),
+        ...figures.map(
+          ([key]) => item.summary[key][headNumber(item, head)],
+        ).map((x) => ({ value: x, cell: number(x, 2) })),
       ],
     }))),
-    onpick: (row) => { pick(row.item.layer, row.head); large.scrollIntoView({ block: "nearest" }); },
+    onpick: (row) => {
+      pick(row.item.layer, row.head);
+      large.scrollIntoView({ block: "nearest" });
+    },
   });
   const summaryBox = h("div", {});
   const refresh = () => {
@@ -149,11 +203,19 @@ parts.attention = function drawAttention(sentence) {
     summaryBox.replaceChildren(details(tell("attention.summary"), summary));
   };
   const kindChoice = choice({
-    legend: tell("attention.which"), name: "kind", options: kinds.map(kindName), selected: kinds.indexOf(chosen.kind),
+    legend: tell(
+      "attention.which",
+    ), name: "kind", options: kinds.map(kindName), selected: kinds.indexOf(chosen.kind),
     onchange: (index) => { chosen.kind = kinds[index]; refresh(); },
   });
   const norms = detail.attention.every((item) => item.value_norms)
-    ? toggle({ label: tell("attention.norms"), checked: chosen.norms, onchange: (on) => { chosen.norms = on; drawGrid(); } })
+    ? toggle(
+      {
+        label: tell("attention.norms"),
+        checked: chosen.norms,
+        onchange: (on) => { chosen.norms = on; drawGrid(); },
+      },
+    )
     : null;
   refresh();
   return [
@@ -162,7 +224,10 @@ parts.attention = function drawAttention(sentence) {
     norms ? note("attention.norms_text") : null,
     summaryBox, note("attention.summary_text"),
     note("attention.steps"),
-    sentence.left_out?.maps ? note("attention.left_out", { count: String(sentence.left_out.maps) }) : null,
+    sentence.left_out?.maps ? note(
+      "attention.left_out",
+      { count: String(sentence.left_out.maps) },
+    ) : null,
   ];
 };
 
@@ -176,7 +241,15 @@ parts.kinds = function drawKinds(sentence) {
     const items = detail.attention.filter((item) => item.kind === kind);
     return [
       kindName(kind), tell(`kinds.${kind}_q`), tell(`kinds.${kind}_kv`),
-      h("span", { class: "shapes" }, `Q ${shape(rows, dk)}`, h("br"), `K ${shape(columns, dk)}`, h("br"), `V ${shape(columns, dk)}`),
+      h(
+        "span",
+        { class: "shapes" },
+        `Q ${shape(rows, dk)}`,
+        h("br"),
+        `K ${shape(columns, dk)}`,
+        h("br"),
+        `V ${shape(columns, dk)}`,
+      ),
       shape(rows, columns), maskPicture(kind, rows, columns),
       `${items.length} \u00d7 ${items[0]?.weights.shape[0] ?? 0}`,
     ];
@@ -185,10 +258,34 @@ parts.kinds = function drawKinds(sentence) {
     table({
       caption: tell("kinds.caption"),
       className: "kinds",
-      head: ["kinds.name", "kinds.q", "kinds.kv", "kinds.shapes", "kinds.weights", "kinds.mask", "kinds.count"].map((key) => tell(key)),
+      head: [
+        "kinds.name",
+        "kinds.q",
+        "kinds.kv",
+        "kinds.shapes",
+        "kinds.weights",
+        "kinds.mask",
+        "kinds.count",
+      ].map((key) => tell(key)),
       rows: [
-        ...kindsOf(detail).map((kind) => ({ encoder: row("encoder", S, S), decoder: row("decoder", T, T), cross: row("cross", T, S) })[kind]),
-        [tell("kinds.rnn"), tell("kinds.rnn_q"), tell("kinds.rnn_kv"), tell("kinds.rnn_shapes"), shape(T, S), maskPicture("cross", T, S), "\u2013"],
+        ...kindsOf(detail).map(
+          (kind) => (
+            {
+              encoder: row("encoder", S, S),
+              decoder: row("decoder", T, T),
+              cross: row("cross", T, S),
+            }
+          )[kind],
+        ),
+        [
+          tell("kinds.rnn"),
+          tell("kinds.rnn_q"),
+          tell("kinds.rnn_kv"),
+          tell("kinds.rnn_shapes"),
+          shape(T, S),
+          maskPicture("cross", T, S),
+          "\u2013",
+        ],
       ],
     }),
     note("kinds.shapes_text", { S: String(S), T: String(T), dk: String(dk) }),
@@ -206,5 +303,10 @@ function maskPicture(kind, rows, columns) {
     class: kind === "decoder" && c > r ? "cell masked" : "cell", "fill-opacity": kind === "decoder" && c > r ? null : 0.55,
     x: (c * width) / steps + 0.5, y: (r * height) / steps + 0.5, width: width / steps - 1, height: height / steps - 1,
   })));
-  return h("span", { class: "mask" }, svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, cells), label);
+  return h(
+    "span",
+    { class: "mask" },
+    svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, cells),
+    label,
+  );
 }

@@ -1,4 +1,4 @@
-// Building blocks: elements, texts in two languages, tokens, numbers, tables. No HTML is ever parsed.
+// Building blocks: elements, texts, tokens, numbers, tables. No HTML is ever parsed.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MATHML = "http://www.w3.org/1998/Math/MathML";
@@ -78,7 +78,11 @@ function clip(text, columns) {
 function token(text, columns = 40) {
   const shown = visible(text);
   const short = clip(shown, columns);
-  return h("bdi", { class: "token", title: short === shown ? null : clip(shown, 2000) }, quietMark(short, h, "span"));
+  return h(
+    "bdi",
+    { class: "token", title: short === shown ? null : clip(shown, 2000) },
+    quietMark(short, h, "span"),
+  );
 }
 const spoken = (text) => clip(visible(unmarked(text)), 40);
 
@@ -86,7 +90,10 @@ const spoken = (text) => clip(visible(unmarked(text)), 40);
 const WORD_MARK = "\u2581";
 const unmarked = (text) => (text.length > 1 && text.startsWith(WORD_MARK) ? text.slice(1) : text);
 const quietMark = (text, make, tag) =>
-  text.startsWith(WORD_MARK) && text.length > 1 ? [make(tag, { class: "word-mark" }, WORD_MARK), text.slice(1)] : text;
+  text.startsWith(WORD_MARK) && text.length > 1 ? [
+    make(tag, { class: "word-mark" }, WORD_MARK),
+    text.slice(1),
+  ] : text;
 
 // ---- numbers
 
@@ -96,7 +103,9 @@ const superscript = (exponent) =>
 
 function format(value, digits = 2) {
   const fixed = value.toFixed(digits);
-  return (Number(fixed) === 0 ? Math.abs(Number(fixed)).toFixed(digits) : fixed).replace("-", "\u2212");
+  return (
+    Number(fixed) === 0 ? Math.abs(Number(fixed)).toFixed(digits) : fixed
+  ).replace("-", "\u2212");
 }
 
 const short = (value) => format(value, Math.abs(value - Math.round(value)) < 1e-9 ? 0 : 3);
@@ -133,7 +142,11 @@ function choice({ legend, name, options, selected, onchange, style = "segments" 
     "fieldset",
     { class: style, onchange: (event) => onchange(Number(event.target.value)) },
     h("legend", {}, legend),
-    h("div", { class: "options" }, options.map((option, i) => h("label", {}, inputs[i], h("span", {}, option)))),
+    h(
+      "div",
+      { class: "options" },
+      options.map((option, i) => h("label", {}, inputs[i], h("span", {}, option))),
+    ),
   );
   return { element: field, select: (index) => (inputs[index].checked = true) };
 }
@@ -148,7 +161,10 @@ function dropdown({ label, options, selected, onchange }) {
 }
 
 function toggle({ label, checked, onchange }) {
-  const input = h("input", { type: "checkbox", role: "switch", checked, onchange: () => onchange(input.checked) });
+  const input = h(
+    "input",
+    { type: "checkbox", role: "switch", checked, onchange: () => onchange(input.checked) },
+  );
   return h("label", { class: "switch" }, input, h("span", {}, label));
 }
 
@@ -168,9 +184,15 @@ function details(summary, content, properties) {
 function table({ caption, head, rows, foot = [], className = "", rowHeads = true }) {
   const line = (cells, tag = rowHeads ? "th" : "td") =>
     cells.map((cell, index) =>
-      cell instanceof HTMLTableCellElement ? cell : h(index ? "td" : tag, index || tag === "td" ? {} : { scope: "row" }, cell),
+      cell instanceof HTMLTableCellElement ? cell : h(
+        index ? "td" : tag,
+        index || tag === "td" ? {} : { scope: "row" },
+        cell,
+      ),
     );
-  const body = rows.map((row) => (row instanceof HTMLTableRowElement ? row : h("tr", {}, line(row))));
+  const body = rows.map(
+    (row) => (row instanceof HTMLTableRowElement ? row : h("tr", {}, line(row))),
+  );
   return h(
     "div",
     { class: "scroll", role: "region", tabindex: 0, "aria-label": caption },
@@ -178,9 +200,25 @@ function table({ caption, head, rows, foot = [], className = "", rowHeads = true
       "table",
       { class: className },
       h("caption", {}, caption),
-      h("thead", {}, h("tr", {}, head.map((cell) => (cell instanceof HTMLTableCellElement ? cell : h("th", { scope: "col" }, cell))))),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          head.map(
+            (cell) => (
+              cell instanceof HTMLTableCellElement ? cell : h("th", { scope: "col" }, cell)
+            ),
+          ),
+        ),
+      ),
       h("tbody", {}, body),
-      foot.length > 0 ? h("tfoot", {}, foot.map((row) => (row instanceof HTMLTableRowElement ? row : h("tr", {}, line(row))))) : null,
+      foot.length > 0 ? h(
+        "tfoot",
+        {},
+        foot.map((row) => (row instanceof HTMLTableRowElement ? row : h("tr", {}, line(row)))),
+      ) : null,
     ),
   );
 }
@@ -194,25 +232,49 @@ function sortableTable({ caption, columns, rows, onpick }) {
       order = { column, down: order.column === column ? !order.down : column > 1 };
       fill();
     };
-    return h("th", { scope: "col" }, h("button", { type: "button", class: "sort", onclick: sort }, label));
+    return h(
+      "th",
+      { scope: "col" },
+      h("button", { type: "button", class: "sort", onclick: sort }, label),
+    );
   });
   function fill() {
     const sign = order.down ? -1 : 1;
-    const sorted = [...rows].sort((a, b) => sign * (a.cells[order.column].value - b.cells[order.column].value));
+    const sorted = [...rows].sort(
+      (a, b) => sign * (a.cells[order.column].value - b.cells[order.column].value),
+    );
     heads.forEach((head, column) => {
-      if (column === order.column) head.setAttribute("aria-sort", order.down ? "descending" : "ascending");
+      if (column === order.column) head.setAttribute(
+        "aria-sort",
+        order.down ? "descending" : "ascending",
+      );
       else head.removeAttribute("aria-sort");
     });
     body.replaceChildren(
       ...sorted.map((row) =>
-        h("tr", { class: row.current ? "current" : null }, row.cells.map(({ value, cell }) => h("td", {}, cell ?? String(value))),
-          h("td", {}, h("button", { type: "button", class: "link", onclick: () => onpick(row) }, tell("common.show"))),
+        h("tr", { class: row.current ? "current" : null }, row.cells.map(
+          ({ value, cell }) => h("td", {}, cell ?? String(value)),
+        ),
+          h(
+            "td",
+            {},
+            h(
+              "button",
+              { type: "button", class: "link", onclick: () => onpick(row) },
+              tell("common.show"),
+            ),
+          ),
         ),
       ),
     );
   }
   fill();
-  const head = h("tr", {}, heads, h("th", { scope: "col" }, h("span", { class: "unseen" }, tell("common.show"))));
+  const head = h(
+    "tr",
+    {},
+    heads,
+    h("th", { scope: "col" }, h("span", { class: "unseen" }, tell("common.show"))),
+  );
   return h("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": caption },
     h("table", { class: "compact" }, h("caption", {}, caption), h("thead", {}, head), body));
 }
@@ -222,7 +284,12 @@ function bar(share, className = "") {
   const width = clamp(Math.abs(share), 0, 1) * 100;
   return svg(
     "svg",
-    { class: `bar ${className}`, viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+    {
+      class: `bar ${className}`,
+      viewBox: "0 0 100 10",
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+    },
     svg("rect", { width: 100, height: 10, class: "bar-back" }),
     svg("rect", { width, height: 10, class: "bar-fill" }),
   );

@@ -1,4 +1,4 @@
-// One head's arithmetic for one word, from q, k and v to the weighted sum, in the model's own numbers.
+// One head's arithmetic for one word, from q, k and v to the weighted sum.
 
 /** The pieces that ask and the pieces that are asked; this arithmetic knows no words. */
 const piecesOf = {
@@ -31,14 +31,18 @@ function workHead(detail, head, query, other) {
 /** All dot products of a head that its mask lets it use. */
 function allProducts(head) {
   const [q, k] = [rowsOf(head.q), rowsOf(head.k)];
-  return q.flatMap((a, row) => k.filter((_, key) => head.kind !== "decoder" || key <= row).map((b) => dot(a, b)));
+  return q.flatMap(
+    (a, row) => k.filter((_, key) => head.kind !== "decoder" || key <= row).map((b) => dot(a, b)),
+  );
 }
 
 
 /** The query to begin with: a word, not a full stop, that looks at one place most, but not only. */
 function tellingQuery(head, queries) {
   const telling = queries.map((text, query) =>
-    /\p{L}/u.test(text) && !text.startsWith("<") ? 1 - Math.abs(0.6 - Math.max(...vector(head.weights, query))) : 0);
+    /\p{L}/u.test(text) && !text.startsWith("<") ? 1 - Math.abs(
+      0.6 - Math.max(...vector(head.weights, query)),
+    ) : 0);
   return argmax(telling);
 }
 
@@ -52,7 +56,9 @@ parts.head = function drawHead(sentence) {
   const head = detail.heads[chosen.index];
   const [queries, keys] = piecesOf[head.kind](sentence);
   chosen.query = clamp(chosen.query ?? tellingQuery(head, queries), 0, queries.length - 1);
-  if (chosen.key === null || chosen.key >= keys.length) chosen.key = argmax(vector(head.weights, chosen.query));
+  if (
+    chosen.key === null || chosen.key >= keys.length
+  ) chosen.key = argmax(vector(head.weights, chosen.query));
   chosen.dimension = clamp(chosen.dimension, 0, detail.d_k - 1);
 
   const steps = h("ol", { class: "steps" });
@@ -60,7 +66,14 @@ parts.head = function drawHead(sentence) {
     const numbers = workHead(detail, head, chosen.query, chosen.other);
     const panel = { detail, head, queries, keys, numbers, chosen, update };
     const focused = document.activeElement?.dataset?.focus;
-    steps.replaceChildren(...[stepVectors, stepProduct, stepSoftmax, stepDivision, stepSum, stepJoin].map((step) =>
+    steps.replaceChildren(...[
+      stepVectors,
+      stepProduct,
+      stepSoftmax,
+      stepDivision,
+      stepSum,
+      stepJoin,
+    ].map((step) =>
       h("li", {}, step(panel))));
     // the control that was used is drawn anew: keep the keyboard where it was
     if (focused) steps.querySelector(`[data-focus="${focused}"]`)?.focus();
@@ -77,7 +90,10 @@ parts.head = function drawHead(sentence) {
   const words = choice({
     legend: tell(`head.word_${head.kind}`), name: "query", style: "chips", selected: chosen.query,
     options: queries.map((text) => token(text, 16)),
-    onchange: (query) => { Object.assign(chosen, { query, key: argmax(vector(head.weights, query)) }); update(); },
+    onchange: (query) => {
+      Object.assign(chosen, { query, key: argmax(vector(head.weights, query)) });
+      update();
+    },
   });
   const own = Math.abs(detail.scale - 1) > 1e-9;
   const division = toggle({
@@ -99,22 +115,45 @@ const dimensions = (count) => ({ dk: String(count) });
 
 function stepVectors({ detail, head, queries, keys, numbers, chosen }) {
   const { q, k, v } = numbers;
-  const shown = [["q", q, queries[chosen.query]], ["k", k[chosen.key], keys[chosen.key]], ["v", v[chosen.key], keys[chosen.key]]];
+  const shown = [
+    ["q", q, queries[chosen.query]],
+    ["k", k[chosen.key], keys[chosen.key]],
+    ["v", v[chosen.key], keys[chosen.key]],
+  ];
   const most = largestSize(shown.flatMap(([, values]) => values));
   return [
     subheading("head.vectors"),
-    h("p", {}, say(`head.vectors_${head.kind}`, { ...dimensions(detail.d_k), token: token(queries[chosen.query]) })),
-    h("div", { class: "vectors" }, shown.map(([letter, values, text]) => h("div", { class: `vector ${letter}` },
+    h(
+      "p",
+      {},
+      say(
+        `head.vectors_${head.kind}`,
+        { ...dimensions(detail.d_k), token: token(queries[chosen.query]) },
+      ),
+    ),
+    h("div", {
+      class: "vectors",
+    }, shown.map(([letter, values, text]) => h("div", { class: `vector ${letter}` },
       h("span", { class: "letter" }, letter),
       h("span", { class: "of" }, say("head.of", { token: token(text, 16) })),
       signedBars(values, most, { label: tell("head.strip", { letter, token: spoken(text) }) }),
-      h("span", { class: "numbers" }, values.slice(0, 4).flatMap((x) => [number(x, 3), "  "]), "\u2026")))),
+      h(
+        "span",
+        { class: "numbers" },
+        values.slice(0, 4).flatMap((x) => [number(x, 3), "  "]),
+        "\u2026",
+      )))),
     note("common.bars", { most: format(most, 2) }),
     details(tell("head.all", dimensions(detail.d_k)), () => table({
       caption: tell("head.vectors"),
       className: "compact",
-      head: [tell("positions.dimension"), ...shown.map(([letter, , text]) => h("span", {}, `${letter} `, token(text, 16)))],
-      rows: range(detail.d_k).map((d) => [String(d + 1), ...shown.map(([, values]) => number(values[d], 4))]),
+      head: [
+        tell("positions.dimension"),
+        ...shown.map(([letter, , text]) => h("span", {}, `${letter} `, token(text, 16))),
+      ],
+      rows: range(detail.d_k).map(
+        (d) => [String(d + 1), ...shown.map(([, values]) => number(values[d], 4))],
+      ),
     })),
   ];
 }
@@ -125,21 +164,46 @@ function stepProduct({ detail, queries, keys, numbers, chosen }) {
   const terms = q.map((x, d) => x * key[d]);
   const shown = Math.min(5, terms.length);
   const parts = range(shown).flatMap((d) => [
-    d ? " + " : "", h("span", { class: "term" }, number(q[d], 3, factor(q[d])), " \u00d7 ", number(key[d], 3, factor(key[d]))),
+    d ? " + " : "", h(
+      "span",
+      { class: "term" },
+      number(q[d], 3, factor(q[d])),
+      " \u00d7 ",
+      number(key[d], 3, factor(key[d])),
+    ),
   ]);
   let running = 0;
   return [
     subheading("head.product"),
     paragraph("head.product_text", dimensions(detail.d_k)),
     h("p", { class: "written" },
-      h("span", { class: "lead-in" }, "q(", token(queries[chosen.query], 16), ") \u00b7 k(", token(keys[chosen.key], 16), ") = "),
+      h(
+        "span",
+        { class: "lead-in" },
+        "q(",
+        token(queries[chosen.query], 16),
+        ") \u00b7 k(",
+        token(keys[chosen.key], 16),
+        ") = ",
+      ),
       parts, shown < terms.length ? " + \u2026 = " : " = ",
       h("strong", {}, number(products[chosen.key], 3))),
     details(tell("head.terms", dimensions(detail.d_k)), () => table({
-      caption: tell("head.terms_caption", { query: spoken(queries[chosen.query]), key: spoken(keys[chosen.key]) }),
+      caption: tell(
+        "head.terms_caption",
+        { query: spoken(queries[chosen.query]), key: spoken(keys[chosen.key]) },
+      ),
       className: "compact terms",
       head: [tell("positions.dimension"), "q", "k", "q \u00d7 k", tell("head.so_far")],
-      rows: terms.map((term, d) => [String(d + 1), number(q[d], 4), number(key[d], 4), number(term, 4), number((running += term), 4)]),
+      rows: terms.map(
+        (term, d) => [
+          String(d + 1),
+          number(q[d], 4),
+          number(key[d], 4),
+          number(term, 4),
+          number((running += term), 4),
+        ],
+      ),
       foot: [[tell("head.sum"), "", "", "", number(products[chosen.key], 4)]],
     })),
   ];
@@ -152,18 +216,33 @@ function stepSoftmax({ detail, head, keys, numbers, chosen, update }) {
   const most = Math.max(...result.weights);
   const columns = [
     tell("head.key"), "q \u00b7 k",
-    ...(divided ? [h("span", {}, "\u00f7 \u221a", h("var", {}, "d", h("sub", {}, "k")), ` = ${short(divisor)}`)] : []),
+    ...(
+      divided ? [
+        h(
+          "span",
+          {},
+          "\u00f7 \u221a",
+          h("var", {}, "d", h("sub", {}, "k")),
+          ` = ${short(divisor)}`,
+        ),
+      ] : []
+    ),
     ...(causal ? [tell("head.mask")] : []),
     "exp", tell("head.weight"), "",
   ];
   const rows = keys.map((text, key) => {
     const pick = h("button", {
-      type: "button", class: "link", "aria-pressed": String(key === chosen.key), dataset: { focus: `key-${key}` },
+      type: "button", class: "link", "aria-pressed": String(key === chosen.key), dataset: {
+        focus: `key-${key}`,
+      },
       "aria-label": tell("head.pick", { token: spoken(text) }),
       onclick: () => { chosen.key = key; update(); },
     }, token(text, 16));
     const hidden = masked[key];
-    return h("tr", { class: [key === chosen.key ? "current" : "", hidden ? "hidden-key" : ""].join(" "), dataset: { key } },
+    return h("tr", {
+      class: [key === chosen.key ? "current" : "", hidden ? "hidden-key" : ""].join(" "),
+      dataset: { key },
+    },
       h("th", { scope: "row" }, pick),
       h("td", {}, number(products[key], 3)),
       divided ? h("td", {}, number(products[key] / divisor, 3)) : null,
@@ -173,19 +252,37 @@ function stepSoftmax({ detail, head, keys, numbers, chosen, update }) {
       h("td", { class: "bar-cell" }, bar(result.weights[key] / most)));
   });
   const span = 2 + Number(divided) + Number(causal);
-  const foot = h("tr", {}, h("th", { scope: "row", colspan: span }, tell("head.sum")), h("td", {}, wide(result.total)), h("td", {}, number(sum(result.weights), 4)), h("td"));
+  const foot = h(
+    "tr",
+    {},
+    h("th", { scope: "row", colspan: span }, tell("head.sum")),
+    h("td", {}, wide(result.total)),
+    h("td", {}, number(sum(result.weights), 4)),
+    h("td"),
+  );
   const [exp, weight] = [result.exps[chosen.key], result.weights[chosen.key]];
   const causalNote = causal ? paragraph("head.mask_text") : null;
   const difference = largestDifference(result.weights, ownWeights);
   return [
     subheading(divided ? "head.softmax" : "head.softmax_undivided"),
-    divided ? h("p", {}, say("head.softmax_text", { root: formulaRoot(detail.d_k, root), dk: String(detail.d_k) })) : paragraph("head.softmax_undivided_text"),
+    divided ? h(
+      "p",
+      {},
+      say("head.softmax_text", { root: formulaRoot(detail.d_k, root), dk: String(detail.d_k) }),
+    ) : paragraph("head.softmax_undivided_text"),
     causalNote,
     result.shift ? note("head.shift", { shift: number(result.shift, 2) }) : null,
     table({ caption: tell("head.table"), className: "scores", head: columns, rows, foot: [foot] }),
-    formula(mi("weight"), mo("("), math("mtext", clip(visible(keys[chosen.key]), 16)), mo(")"), mo("="),
+    formula(mi("weight"), mo("("), math(
+      "mtext",
+      clip(visible(unmarked(keys[chosen.key])), 16),
+    ), mo(")"), mo("="),
       frac(mn(formatWide(exp)), mn(formatWide(result.total))), mo("="), mv(weight, 4)),
-    note(chosen.other ? "head.not_own_weights" : "head.own_weights", { difference: wide(difference) }, { class: chosen.other ? "note" : difference < 1e-4 ? "note good" : "note bad" }),
+    note(
+      chosen.other ? "head.not_own_weights" : "head.own_weights",
+      { difference: wide(difference) },
+      { class: chosen.other ? "note" : difference < 1e-4 ? "note good" : "note bad" },
+    ),
   ];
 }
 
@@ -201,7 +298,19 @@ function stepDivision({ detail, head, keys, numbers }) {
     const { weights } = ways[way];
     return h("div", { class: "way", dataset: { way: way === divided ? "divided" : "plain" } },
       h("h4", {}, title),
-      h("ul", { class: "bars" }, weights.map((weight, key) => h("li", {}, token(keys[key], 10), bar(weight), h("span", {}, number(weight, 2))))),
+      h(
+        "ul",
+        { class: "bars" },
+        weights.map(
+          (weight, key) => h(
+            "li",
+            {},
+            token(keys[key], 10),
+            bar(weight),
+            h("span", {}, number(weight, 2)),
+          ),
+        ),
+      ),
       h("dl", { class: "facts" },
         h("dt", {}, tell("attention.entropy")), h("dd", {}, number(entropy(weights), 3)),
         h("dt", {}, tell("attention.largest")), h("dd", {}, number(Math.max(...weights), 3))));
@@ -210,7 +319,10 @@ function stepDivision({ detail, head, keys, numbers }) {
     subheading("head.why", { root: formulaRoot(detail.d_k, root) }),
     paragraph("head.why_text", dimensions(detail.d_k)),
     h("p", { class: "data-line" }, say("head.variance", {
-      count: String(all.length), raw: number(spread, 2), scaled: number(spread / detail.d_k, 3), ...dimensions(detail.d_k),
+      count: String(all.length), raw: number(spread, 2), scaled: number(
+        spread / detail.d_k,
+        3,
+      ), ...dimensions(detail.d_k),
     })),
     h("div", { class: "ways" },
       card(divided, tell("head.divided", { root: formulaRoot(detail.d_k, root) })),
@@ -223,9 +335,17 @@ function stepSum({ detail, keys, numbers, chosen, update }) {
   const { v, softmax: { weights }, output, ownOutput } = numbers;
   const d = chosen.dimension;
     const heavy = range(keys.length).filter((key) => weights[key] >= 0.02);
-  const mostOut = largestSize([...output, ...heavy.flatMap((key) => v[key].map((x) => x * weights[key]))]);
+  const mostOut = largestSize(
+    [...output, ...heavy.flatMap((key) => v[key].map((x) => x * weights[key]))],
+  );
   const parts = range(keys.length).filter((key) => weights[key] > 0).flatMap((key, i) => [
-    i ? " + " : "", h("span", { class: "term" }, number(weights[key], 3), " \u00d7 ", number(v[key][d], 3, factor(v[key][d]))),
+    i ? " + " : "", h(
+      "span",
+      { class: "term" },
+      number(weights[key], 3),
+      " \u00d7 ",
+      number(v[key][d], 3, factor(v[key][d])),
+    ),
   ]);
   const difference = largestDifference(output, ownOutput);
   const dimension = h("input", {
@@ -249,8 +369,14 @@ function stepSum({ detail, keys, numbers, chosen, update }) {
         h("span", { class: "of" }, tell("head.output")),
         signedBars(output, mostOut, { mark: d, label: tell("head.output") }))),
     note("common.bars", { most: format(mostOut, 2) }),
-    h("div", { class: "controls" }, h("label", { class: "field" }, h("span", {}, tell("head.dimension")), dimension,
-      h("output", {}, tell("head.dimension_value", { d: String(d + 1), ...dimensions(detail.d_k) })))),
+    h("div", {
+      class: "controls",
+    }, h("label", { class: "field" }, h("span", {}, tell("head.dimension")), dimension,
+      h(
+        "output",
+        {},
+        tell("head.dimension_value", { d: String(d + 1), ...dimensions(detail.d_k) }),
+      ))),
     h("p", { class: "written weighted" }, parts, " = ", h("strong", {}, number(output[d], 4))),
     verdict,
     details(tell("head.all_outputs", dimensions(detail.d_k)), () => table({
@@ -265,5 +391,11 @@ function stepSum({ detail, keys, numbers, chosen, update }) {
 function stepJoin({ detail, head }) {
   const { d_model: dModel, d_k: dk } = detail;
   const count = record.model.options.num_heads ?? dModel / dk;
-  return [subheading("head.join"), paragraph("head.join_text", { count: String(count), dk: String(dk), size: String(dModel), layer: String(head.layer + 1) })];
+  return [
+    subheading("head.join"),
+    paragraph(
+      "head.join_text",
+      { count: String(count), dk: String(dk), size: String(dModel), layer: String(head.layer + 1) },
+    ),
+  ];
 }

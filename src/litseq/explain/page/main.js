@@ -7,23 +7,32 @@ const record = unpack(JSON.parse(textOf("record")), await inflate("arrays"));
 
 function redraw(name) {
   const figure = document.querySelector(`#${name} > .part`);
-  figure?.replaceChildren(...[parts[name](record.sentences[state.sentence])].flat(3).filter(Boolean));
+  figure?.replaceChildren(
+    ...[parts[name](record.sentences[state.sentence])].flat(3).filter(Boolean),
+  );
   return figure;
 }
 const redrawAll = () => Object.keys(parts).forEach(redraw);
 
 function speakLanguage() {
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
-  document.querySelectorAll("[data-text]").forEach((node) => (node.textContent = tell(node.dataset.text)));
+  document.querySelectorAll("[data-text]").forEach(
+    (node) => (node.textContent = tell(node.dataset.text)),
+  );
   document.getElementById("footer").textContent = tell("page.footer", { version: record.litseq });
-  document.querySelectorAll("[data-label]").forEach((node) => node.setAttribute("aria-label", tell(node.dataset.label)));
+  document.querySelectorAll("[data-label]").forEach(
+    (node) => node.setAttribute("aria-label", tell(node.dataset.label)),
+  );
 }
 
 const THEMES = ["auto", "light", "dark"];
 
 function drawSwitches() {
   const language_ = choice({
-    legend: tell("page.language"), name: "language", options: ["English", "\u4e2d\u6587"], selected: language === "zh" ? 1 : 0,
+    legend: tell("page.language"), name: "language", options: [
+      "English",
+      "\u4e2d\u6587",
+    ], selected: language === "zh" ? 1 : 0,
     onchange: (index) => {
       language = ["en", "zh"][index];
       drawSwitches();
@@ -35,11 +44,20 @@ function drawSwitches() {
   const theme = choice({
     legend: tell("page.theme"), name: "theme", options: THEMES.map((name) => tell(`page.${name}`)),
     selected: THEMES.indexOf(document.documentElement.dataset.theme),
-    onchange: (index) => { document.documentElement.dataset.theme = THEMES[index]; redrawCanvases(); },
+    onchange: (index) => {
+      document.documentElement.dataset.theme = THEMES[index];
+      redrawCanvases();
+    },
   });
   const words = choice({
-    legend: tell("page.units"), name: "units", options: [tell("page.pieces"), tell("page.words")], selected: Number(state.words),
-    onchange: (index) => { state.words = index === 1; WORDED.forEach((name) => parts[name] && redraw(name)); },
+    legend: tell("page.units"), name: "units", options: [
+      tell("page.pieces"),
+      tell("page.words"),
+    ], selected: Number(state.words),
+    onchange: (index) => {
+      state.words = index === 1;
+      WORDED.forEach((name) => parts[name] && redraw(name));
+    },
   });
   const sentence = record.sentences.length < 2 ? null : dropdown({
     label: tell("page.sentence"),
@@ -53,12 +71,16 @@ function drawSwitches() {
       redrawAll();
     },
   });
-  document.getElementById("switches").replaceChildren(...[sentence?.element, words.element, language_.element, theme.element].filter(Boolean));
+  document.getElementById("switches").replaceChildren(
+    ...[sentence?.element, words.element, language_.element, theme.element].filter(Boolean),
+  );
 }
 
 /** Marks the section that is being read in the list of sections. */
 function followReading() {
-  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+  const links = new Map(
+    [...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]),
+  );
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((item) => item.isIntersecting)) {
       links.forEach((link) => link.removeAttribute("aria-current"));

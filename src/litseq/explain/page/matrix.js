@@ -1,6 +1,6 @@
-// Pictures of numbers: matrices to read (SVG, walkable by keyboard), thumbnails (canvas), token lines.
+// Pictures of numbers: matrices to read (SVG, walkable by keyboard), thumbnails, token lines.
 
-// One hue; its opacity rises with the number. The root makes small weights visible, and keeps order.
+// One hue; its opacity rises with the number. The root makes small weights visible.
 const shadeOf = (share) => clamp(share, 0, 1) ** 0.7;
 
 // Where light text begins to read better than dark.
@@ -18,7 +18,9 @@ const cellSize = (count) => (count <= 10 ? 38 : count <= 18 ? 28 : count <= 34 ?
  * rows, columns: labels. cell(r, c): {share 0..1, text, masked}. speak(r, c): what a cell says.
  * onmove(r, c): the cursor came to a cell. onpick(r, c): a cell was clicked or entered.
  */
-function matrix({ label, rows: allRows, columns: allColumns, cell, speak, onmove, onpick, start = [0, 0] }) {
+function matrix(
+  { label, rows: allRows, columns: allColumns, cell, speak, onmove, onpick, start = [0, 0] }
+) {
   const [rows, columns] = [allRows.slice(0, MOST_DRAWN), allColumns.slice(0, MOST_DRAWN)];
   const size = cellSize(Math.max(rows.length, columns.length));
   const left = 8 + 7.4 * Math.max(...rows.map((text) => measure(clip(text, 12))));
@@ -28,11 +30,19 @@ function matrix({ label, rows: allRows, columns: allColumns, cell, speak, onmove
   const y = (r) => top + r * size;
 
   const rowLabels = rows.map((text, r) =>
-    svg("text", { x: left - 6, y: y(r) + size / 2, class: "row-label" }, quietMark(clip(text, 12), svg, "tspan")),
+    svg(
+      "text",
+      { x: left - 6, y: y(r) + size / 2, class: "row-label" },
+      quietMark(clip(text, 12), svg, "tspan"),
+    ),
   );
   const columnLabels = columns.map((text, c) => {
     const [tx, ty] = [x(c) + size / 2 + 2, top - 6];
-    return svg("text", { x: tx, y: ty, transform: `rotate(-50 ${tx} ${ty})`, class: "column-label" }, quietMark(clip(text, 12), svg, "tspan"));
+    return svg(
+      "text",
+      { x: tx, y: ty, transform: `rotate(-50 ${tx} ${ty})`, class: "column-label" },
+      quietMark(clip(text, 12), svg, "tspan"),
+    );
   });
   const cells = rows.map((_, r) =>
     columns.map((_, c) => {
@@ -54,17 +64,50 @@ function matrix({ label, rows: allRows, columns: allColumns, cell, speak, onmove
   const figures = size < 38 ? [] : cells.flatMap((line, r) => line.map((_, c) => {
     const { share, text, masked } = cell(r, c);
     const dark = shadeOf(share) > DARK ? " on-dark" : "";
-    return masked ? null : svg("text", { x: x(c) + size / 2, y: y(r) + size / 2, class: `figure${dark}`, "aria-hidden": "true" }, text);
+    return masked ? null : svg(
+      "text",
+      { x: x(c) + size / 2, y: y(r) + size / 2, class: `figure${dark}`, "aria-hidden": "true" },
+      text,
+    );
   }));
-  const rowBand = svg("rect", { class: "band", x: left, width: columns.length * size, height: size });
-  const columnBand = svg("rect", { class: "band", y: top, width: size, height: rows.length * size });
+  const rowBand = svg(
+    "rect",
+    { class: "band", x: left, width: columns.length * size, height: size },
+  );
+  const columnBand = svg(
+    "rect",
+    { class: "band", y: top, width: size, height: rows.length * size },
+  );
   const element = svg(
     "svg",
-    { class: "matrix", width, height, viewBox: `0 0 ${width} ${height}`, role: "grid", "aria-label": label },
+    {
+      class: "matrix",
+      width,
+      height,
+      viewBox: `0 0 ${width} ${height}`,
+      role: "grid",
+      "aria-label": label,
+    },
     svg("g", { "aria-hidden": "true", role: "presentation" }, rowLabels, columnLabels),
-    svg("rect", { class: "paper", x: left, y: top, width: columns.length * size, height: rows.length * size, role: "presentation" }),
+    svg(
+      "rect",
+      {
+        class: "paper",
+        x: left,
+        y: top,
+        width: columns.length * size,
+        height: rows.length * size,
+        role: "presentation",
+      },
+    ),
     cells.map((line) => svg("g", { role: "row" }, line)),
-    svg("g", { class: "overlay", "aria-hidden": "true", role: "presentation" }, figures, rowBand, columnBand),
+    svg(
+      "g",
+      { class: "overlay", "aria-hidden": "true", role: "presentation" },
+      figures,
+      rowBand,
+      columnBand,
+    ),
   );
 
   let [row, column] = [clamp(start[0], 0, rows.length - 1), clamp(start[1], 0, columns.length - 1)];
@@ -115,7 +158,12 @@ function matrix({ label, rows: allRows, columns: allColumns, cell, speak, onmove
   moveTo(row, column, { quiet: true });
   const cut = Math.max(allRows.length, allColumns.length) > MOST_DRAWN;
   return {
-    element: h("div", {}, h("div", { class: "scroll picture" }, element), cut ? note("common.cut", { most: String(MOST_DRAWN) }) : null),
+    element: h(
+      "div",
+      {},
+      h("div", { class: "scroll picture" }, element),
+      cut ? note("common.cut", { most: String(MOST_DRAWN) }) : null,
+    ),
     moveTo,
   };
 }
@@ -128,7 +176,10 @@ const readout = () => h("p", { class: "readout", "aria-hidden": "true" });
 /** A matrix drawn small; the ink is the element's own text colour, so themes only redraw it. */
 function thumbnail(values) {
   const [rowCount, columnCount] = [values.length, values[0].length];
-  const canvas = h("canvas", { width: columnCount, height: rowCount, class: "thumbnail", "aria-hidden": "true" });
+  const canvas = h(
+    "canvas",
+    { width: columnCount, height: rowCount, class: "thumbnail", "aria-hidden": "true" },
+  );
   const context = canvas.getContext("2d");
   const image = context.createImageData(columnCount, rowCount);
   canvas.redraw = () => {
@@ -162,7 +213,18 @@ function legend(low, high, label) {
     h("span", {}, label),
     h("span", {}, low),
     svg("svg", { viewBox: "0 0 24 1", preserveAspectRatio: "none", "aria-hidden": "true" },
-      steps.map((step) => svg("rect", { class: "cell", x: step, width: 1.02, height: 1, "fill-opacity": shadeOf(step / 23).toFixed(3) }))),
+      steps.map(
+        (step) => svg(
+          "rect",
+          {
+            class: "cell",
+            x: step,
+            width: 1.02,
+            height: 1,
+            "fill-opacity": shadeOf(step / 23).toFixed(3),
+          },
+        ),
+      )),
     h("span", {}, high),
   );
 }
@@ -170,11 +232,27 @@ function legend(low, high, label) {
 /** Numbers of either sign as one strip of shades, from -most to most. */
 function strip(values, most, { className = "", mark = null, label = null } = {}) {
   const cells = values.map((number, i) =>
-    svg("rect", { class: "cell", x: i, width: 1.02, height: 1, "fill-opacity": shadeOf((number / most + 1) / 2).toFixed(3) }),
+    svg(
+      "rect",
+      {
+        class: "cell",
+        x: i,
+        width: 1.02,
+        height: 1,
+        "fill-opacity": shadeOf((number / most + 1) / 2).toFixed(3),
+      },
+    ),
   );
   return svg(
     "svg",
-    { class: `strip ${className}`, viewBox: `0 0 ${values.length} 1`, preserveAspectRatio: "none", role: label ? "img" : null, "aria-label": label, "aria-hidden": label ? null : "true" },
+    {
+      class: `strip ${className}`,
+      viewBox: `0 0 ${values.length} 1`,
+      preserveAspectRatio: "none",
+      role: label ? "img" : null,
+      "aria-label": label,
+      "aria-hidden": label ? null : "true",
+    },
     svg("rect", { class: "paper", width: values.length, height: 1 }),
     cells,
     mark === null ? null : svg("rect", { class: "mark", x: mark, width: 1, height: 1 }),
@@ -187,7 +265,14 @@ function signedBars(values, most, { mark = null, label = null } = {}) {
   const path = values.map((x, i) => `M${i + 0.1} 1h0.8v${(-x / most).toFixed(4)}h-0.8z`).join("");
   return svg(
     "svg",
-    { class: "signed", viewBox: `0 0 ${count} 2`, preserveAspectRatio: "none", role: label ? "img" : null, "aria-label": label, "aria-hidden": label ? null : "true" },
+    {
+      class: "signed",
+      viewBox: `0 0 ${count} 2`,
+      preserveAspectRatio: "none",
+      role: label ? "img" : null,
+      "aria-label": label,
+      "aria-hidden": label ? null : "true",
+    },
     svg("rect", { class: "paper", width: count, height: 2 }),
     mark === null ? null : svg("rect", { class: "marked", x: mark, width: 1, height: 2 }),
     svg("path", { class: "bars-path", d: path }),
@@ -204,12 +289,14 @@ function tokenLines({ rows: allRows, columns: allColumns, weights, label, onhove
   const height = Math.max(rows.length, columns.length) * step + 8;
   const offset = (count) => (height - count * step) / 2 + step / 2;
   const y = (index, count) => offset(count) + index * step;
+  const middle = side + gap / 2;
   const links = rows.map((_, r) =>
     svg("g", { class: "links" }, columns.map((_, c) => {
       const share = weights[r][c];
       if (share < 0.02) return null;
+      const [from, to] = [y(r, rows.length), y(c, columns.length)];
       return svg("path", {
-        d: `M${side} ${y(r, rows.length)} C${side + gap / 2} ${y(r, rows.length)} ${side + gap / 2} ${y(c, columns.length)} ${side + gap} ${y(c, columns.length)}`,
+        d: `M${side} ${from} C${middle} ${from} ${middle} ${to} ${side + gap} ${to}`,
         "stroke-opacity": shadeOf(share).toFixed(3),
         "stroke-width": (0.8 + 2.6 * share).toFixed(2),
       });
@@ -217,14 +304,40 @@ function tokenLines({ rows: allRows, columns: allColumns, weights, label, onhove
   );
   const lefts = rows.map((text, r) => svg("g", { class: "line-token", dataset: { row: r } },
     svg("rect", { x: 0, y: y(r, rows.length) - step / 2, width: side - 2, height: step }),
-    svg("text", { x: side - 7, y: y(r, rows.length), class: "row-label" }, quietMark(clip(text, 13), svg, "tspan"))));
+    svg(
+      "text",
+      { x: side - 7, y: y(r, rows.length), class: "row-label" },
+      quietMark(clip(text, 13), svg, "tspan"),
+    )));
   const rights = columns.map((text, c) => svg("g", { class: "line-token" },
-    svg("rect", { class: "heat", x: side + gap + 2, y: y(c, columns.length) - step / 2 + 1, width: side - 2, height: step - 2, rx: 3, "fill-opacity": 0 }),
-    svg("text", { x: side + gap + 8, y: y(c, columns.length), class: "line-label" }, quietMark(clip(text, 13), svg, "tspan"))));
+    svg(
+      "rect",
+      {
+        class: "heat",
+        x: side + gap + 2,
+        y: y(c, columns.length) - step / 2 + 1,
+        width: side - 2,
+        height: step - 2,
+        rx: 3,
+        "fill-opacity": 0,
+      },
+    ),
+    svg(
+      "text",
+      { x: side + gap + 8, y: y(c, columns.length), class: "line-label" },
+      quietMark(clip(text, 13), svg, "tspan"),
+    )));
   const width = 2 * side + gap;
   const element = svg(
     "svg",
-    { class: "token-lines", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label },
+    {
+      class: "token-lines",
+      viewBox: `0 0 ${width} ${height}`,
+      width,
+      height,
+      role: "img",
+      "aria-label": label,
+    },
     links, lefts, rights,
   );
   element.addEventListener("pointermove", (event) => {
@@ -256,14 +369,29 @@ const asTable = ({ caption, corner, rows, columns, text }) =>
   );
 
 /** A small chart of lines; series: {xs, values, className, dots}. */
-function chart({ label, xs, series, xLabel, yLabel, mark = null, width = 420, height = 190, log = false, ticks = null }) {
+function chart(
+  {
+    label,
+    xs,
+    series,
+    xLabel,
+    yLabel,
+    mark = null,
+    width = 420,
+    height = 190,
+    log = false,
+    ticks = null,
+  }
+) {
   const [left, bottom, top] = [48, 34, 12];
   const scaleY = (value) => (log ? Math.log10(value) : value);
   const all = series.flatMap((line) => line.values.map(scaleY));
   const [low, high] = ticks ? [ticks[0], ticks.at(-1)] : [Math.min(...all), Math.max(...all)];
   const [first, last] = [xs[0], xs.at(-1)];
   const x = (value) => left + ((value - first) / (last - first || 1)) * (width - left - 14);
-  const y = (value) => height - bottom - ((scaleY(value) - low) / (high - low || 1)) * (height - bottom - top);
+  const y = (value) => height - bottom - (
+    (scaleY(value) - low) / (high - low || 1)
+  ) * (height - bottom - top);
   const marks = log
     ? range(Math.floor(high) - Math.ceil(low) + 1).map((i) => 10 ** (Math.ceil(low) + i))
     : (ticks ?? [low, (low + high) / 2, high]);
@@ -272,15 +400,39 @@ function chart({ label, xs, series, xLabel, yLabel, mark = null, width = 420, he
     { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     marks.map((tick) => [
       svg("line", { class: "grid", x1: left, x2: width - 14, y1: y(tick), y2: y(tick) }),
-      svg("text", { class: "tick end", x: left - 6, y: y(tick) }, short(tick).length > 6 ? formatWide(tick) : short(tick)),
+      svg(
+        "text",
+        { class: "tick end", x: left - 6, y: y(tick) },
+        short(tick).length > 6 ? formatWide(tick) : short(tick),
+      ),
     ]),
-    [first, last].map((tick) => svg("text", { class: "tick middle", x: x(tick), y: height - bottom + 14 }, String(tick))),
+    [first, last].map(
+      (tick) => svg(
+        "text",
+        { class: "tick middle", x: x(tick), y: height - bottom + 14 },
+        String(tick),
+      ),
+    ),
     svg("text", { class: "tick middle", x: (left + width) / 2, y: height - 5 }, xLabel),
     svg("text", { class: "tick", x: 4, y: top - 3 }, yLabel),
-    mark === null ? null : svg("line", { class: "mark-line", x1: x(mark), x2: x(mark), y1: top, y2: height - bottom }),
+    mark === null ? null : svg(
+      "line",
+      { class: "mark-line", x1: x(mark), x2: x(mark), y1: top, y2: height - bottom },
+    ),
     series.map(({ xs: places = xs, values, className, dots }) => [
-      dots === "only" ? null : svg("polyline", { class: `curve ${className}`, points: values.map((value, i) => `${x(places[i])},${y(value)}`).join(" ") }),
-      dots ? values.map((value, i) => svg("circle", { class: `dot ${className}`, cx: x(places[i]), cy: y(value), r: 3 })) : null,
+      dots === "only" ? null : svg(
+        "polyline",
+        {
+          class: `curve ${className}`,
+          points: values.map((value, i) => `${x(places[i])},${y(value)}`).join(" "),
+        },
+      ),
+      dots ? values.map(
+        (value, i) => svg(
+          "circle",
+          { class: `dot ${className}`, cx: x(places[i]), cy: y(value), r: 3 },
+        ),
+      ) : null,
     ]),
   );
 }

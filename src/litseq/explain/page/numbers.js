@@ -11,7 +11,7 @@ async function inflate(id) {
 
 const TYPES = { float32: Float32Array, uint8: Uint8Array };
 
-/** Turns every {dtype, shape, at} of the record into {shape, values, scale}: a part of the bytes. */
+/** Turns every {dtype, shape, at} of the record into {shape, values, scale}. */
 function unpack(node, bytes) {
   if (Array.isArray(node)) return node.map((item) => unpack(item, bytes));
   if (node === null || typeof node !== "object") return node;
@@ -20,7 +20,11 @@ function unpack(node, bytes) {
     const Type = TYPES[dtype];
     const size = rest.shape.reduce((product, length) => product * length, Type.BYTES_PER_ELEMENT);
     // bytes hold weights from 0 to 1 in 256 steps
-    return { ...rest, values: new Type(bytes.slice(at, at + size).buffer), scale: dtype === "uint8" ? 255 : 1 };
+    return {
+      ...rest,
+      values: new Type(bytes.slice(at, at + size).buffer),
+      scale: dtype === "uint8" ? 255 : 1,
+    };
   }
   return Object.fromEntries(Object.entries(node).map(([key, item]) => [key, unpack(item, bytes)]));
 }

@@ -23,7 +23,10 @@ function sideOf(tokens, words) {
 }
 
 // What the decoder reads is one token behind what it writes: the beginning first.
-const readWords = ({ tgt }) => [0, ...tgt.words.slice(0, -1).map((word) => word - tgt.words[0] + 1)];
+const readWords = ({ tgt }) => [
+  0,
+  ...tgt.words.slice(0, -1).map((word) => word - tgt.words[0] + 1),
+];
 const sides = {
   encoder: ({ src }) => [sideOf(src.tokens, src.words), sideOf(src.tokens, src.words)],
   decoder: (sentence) => {
@@ -45,7 +48,9 @@ parts.overview = function drawOverview(sentence) {
 
   const pieces = groups(state.words ? sentence.tgt.words : range(sentence.tgt.tokens.length));
   const shown = pieces.map((group) => ({
-    label: state.words ? wordText(group.map((i) => sentence.tgt.tokens[i])) : sentence.tgt.tokens[group[0]],
+    label: state.words ? wordText(
+      group.map((i) => sentence.tgt.tokens[i]),
+    ) : sentence.tgt.tokens[group[0]],
     prob: group.reduce((product, i) => product * sentence.steps[i].prob, 1),
   }));
   const chips = h("ol", { class: "probabilities", "aria-label": tell("overview.sure") },
@@ -71,7 +76,11 @@ parts.overview = function drawOverview(sentence) {
     total,
     sentence.finished === false ? note("overview.unfinished") : null,
     subheading("overview.questions"),
-    h("ul", { class: "questions" }, questions.map(({ to: id, text }) => h("li", {}, h("a", { href: `#${id}` }, text)))),
+    h(
+      "ul",
+      { class: "questions" },
+      questions.map(({ to: id, text }) => h("li", {}, h("a", { href: `#${id}` }, text))),
+    ),
   ];
 };
 
@@ -80,8 +89,22 @@ function tokenTable(caption, tokens, ids, words, extra = {}) {
     caption,
     className: "compact",
     rowHeads: true,
-    head: [tell("tokens.place"), tell("tokens.token"), tell("tokens.id"), ...(words ? [tell("tokens.word")] : []), ...(extra.head ?? [])],
-    rows: tokens.map((text, i) => [String(i), token(text), String(ids[i]), ...(words ? [String(words[i] + 1)] : []), ...(extra.row?.(i) ?? [])]),
+    head: [
+      tell("tokens.place"),
+      tell("tokens.token"),
+      tell("tokens.id"),
+      ...(words ? [tell("tokens.word")] : []),
+      ...(extra.head ?? []),
+    ],
+    rows: tokens.map(
+      (text, i) => [
+        String(i),
+        token(text),
+        String(ids[i]),
+        ...(words ? [String(words[i] + 1)] : []),
+        ...(extra.row?.(i) ?? []),
+      ],
+    ),
   });
 }
 
@@ -97,7 +120,12 @@ parts.tokens = function drawTokens({ src, tgt, tgt_in: read }) {
     chips(tgt.tokens, tgt.ids),
     note("tokens.shift"),
     details(tell("common.as_table"), () => [
-      tokenTable(tell("tokens.source", { count: String(src.tokens.length) }), src.tokens, src.ids, src.words),
+      tokenTable(
+        tell("tokens.source", { count: String(src.tokens.length) }),
+        src.tokens,
+        src.ids,
+        src.words,
+      ),
       tokenTable(tell("tokens.shifted"), read.tokens, read.ids, null, {
         head: [tell("tokens.writes"), tell("tokens.id")],
         row: (i) => [token(tgt.tokens[i]), String(tgt.ids[i])],

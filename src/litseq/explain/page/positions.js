@@ -35,27 +35,58 @@ parts.positions = function drawPositions(sentence) {
   function update() {
     position.select.value = cell.position;
     pair.value = cell.pair;
-    pairText.textContent = tell("positions.pair_value", { i: String(cell.pair), last: String(dModel / 2 - 1) });
+    pairText.textContent = tell(
+      "positions.pair_value",
+      { i: String(cell.pair), last: String(dModel / 2 - 1) },
+    );
     picture.replaceChildren(...codes.map((code, i) =>
-      h("div", { class: i === cell.position ? "code-row here" : "code-row" },
+      h("div", { class: sinusoidal && i === cell.position ? "code-row here" : "code-row" },
         h("span", { class: "code-label" }, h("bdi", {}, labels[i])),
         // sines and cosines stand apart: interleaved, their stripes would hide the waves
-        [0, 1].map((odd) => strip(code.filter((_, d) => d % 2 === odd), most, { mark: i === cell.position ? cell.pair : null })))));
-    [...picture.children].forEach((row, i) => row.addEventListener("click", (event) => {
+        sinusoidal
+          ? [0, 1].map(
+            (odd) => strip(
+              code.filter((_, d) => d % 2 === odd),
+              most,
+              { mark: i === cell.position ? cell.pair : null },
+            ),
+          )
+          : strip(code, most))));
+    if (sinusoidal) [
+      ...picture.children,
+    ].forEach((row, i) => row.addEventListener("click", (event) => {
       const box = event.target.closest(".strip")?.getBoundingClientRect();
-      if (box) cell.pair = clamp(Math.floor(((event.clientX - box.left) / box.width) * dModel / 2), 0, dModel / 2 - 1);
+      if (box) cell.pair = clamp(
+        Math.floor(((event.clientX - box.left) / box.width) * dModel / 2),
+        0,
+        dModel / 2 - 1,
+      );
       cell.position = i;
       update();
     }));
-    worked.replaceChildren(...(sinusoidal ? workOut(cell, dModel, own, codes) : [note("positions.learned")]));
+    worked.replaceChildren(
+      ...(sinusoidal ? workOut(cell, dModel, own, codes) : [note("positions.learned")]),
+    );
   }
   update();
   return [
     subheading("positions.picture"),
-    paragraph(sinusoidal ? "positions.picture_text" : "positions.learned_text", { count: String(codes.length), size: String(dModel) }),
-    h("div", { class: "code-row axes" }, h("span"), h("span", {}, tell("positions.even", { last: String(dModel - 2) })), h("span", {}, tell("positions.odd", { last: String(dModel - 1) }))),
+    paragraph(
+      sinusoidal ? "positions.picture_text" : "positions.learned_text",
+      { count: String(codes.length), size: String(dModel) },
+    ),
+    sinusoidal && h(
+      "div",
+      { class: "code-row axes" },
+      h("span"),
+      h("span", {}, tell("positions.even", { last: String(dModel - 2) })),
+      h("span", {}, tell("positions.odd", { last: String(dModel - 1) })),
+    ),
     picture,
-    tokens.length < sentence.src.tokens.length ? note("common.cut", { most: String(MOST_DRAWN) }) : null,
+    tokens.length < sentence.src.tokens.length ? note(
+      "common.cut",
+      { most: String(MOST_DRAWN) },
+    ) : null,
     legend(format(-most, 1), format(most, 1), tell("common.scale")),
     details(tell("common.as_table"), () => table({
       caption: tell("positions.picture"),
@@ -63,7 +94,12 @@ parts.positions = function drawPositions(sentence) {
       head: [tell("positions.dimension"), ...labels],
       rows: range(dModel).map((d) => [String(d), ...codes.map((code) => number(code[d], 3))]),
     })),
-    h("div", { class: "controls" }, position.element, h("label", { class: "field" }, h("span", {}, tell("positions.pair")), pair, pairText)),
+    sinusoidal && h(
+      "div",
+      { class: "controls" },
+      position.element,
+      h("label", { class: "field" }, h("span", {}, tell("positions.pair")), pair, pairText),
+    ),
     worked,
     subheading("positions.distance"),
     paragraph(sinusoidal ? "positions.distance_text" : "positions.distance_learned"),
@@ -96,13 +132,19 @@ function workOut({ position, pair }, dModel, own, codes) {
     line("sin", 2 * pair, Math.sin(angle)),
     line("cos", 2 * pair + 1, Math.cos(angle)),
     h("p", { class: "data-line" }, say("positions.numbers", {
-      power: number(power, 4), angle: number(angle, 4), sine: number(Math.sin(angle), 4), cosine: number(Math.cos(angle), 4),
+      power: number(power, 4), angle: number(angle, 4), sine: number(
+        Math.sin(angle),
+        4,
+      ), cosine: number(Math.cos(angle), 4),
     })),
     ...[compared].filter(Boolean),
     h("div", { class: "pictures" },
       h("figure", {},
         chart({
-          label: tell("positions.wave", { i: String(pair) }), xs: steps, mark: position, ticks: [-1, 0, 1],
+          label: tell(
+            "positions.wave",
+            { i: String(pair) },
+          ), xs: steps, mark: position, ticks: [-1, 0, 1],
           xLabel: tell("positions.position"), yLabel: "",
           series: [
             { xs: fine, values: fine.map((p) => Math.sin(p / power)), className: "first" },
@@ -111,19 +153,30 @@ function workOut({ position, pair }, dModel, own, codes) {
             { values: steps.map((p) => Math.cos(p / power)), className: "second", dots: "only" },
           ],
         }),
-        h("figcaption", {}, say("positions.wave_text", { length: number(wavelength, 1, formatWide(wavelength)) }))),
+        h(
+          "figcaption",
+          {},
+          say("positions.wave_text", { length: number(wavelength, 1, formatWide(wavelength)) }),
+        )),
       h("figure", {},
         chart({
           label: tell("positions.wavelengths"), xs: range(dModel / 2), mark: pair, log: true,
           xLabel: tell("positions.pair"), yLabel: "",
-          series: [{ values: range(dModel / 2).map((i) => 2 * Math.PI * 10000 ** ((2 * i) / dModel)), className: "first" }],
+          series: [
+            {
+              values: range(dModel / 2).map((i) => 2 * Math.PI * 10000 ** ((2 * i) / dModel)),
+              className: "first",
+            },
+          ],
         }),
         h("figcaption", {}, say("positions.wavelengths_text")))),
     details(tell("common.as_table"), () => table({
       caption: tell("positions.wavelengths"),
       className: "compact",
       head: [tell("positions.pair"), tell("positions.wavelength")],
-      rows: range(dModel / 2).map((i) => [String(i), wide(2 * Math.PI * 10000 ** ((2 * i) / dModel))]),
+      rows: range(dModel / 2).map(
+        (i) => [String(i), wide(2 * Math.PI * 10000 ** ((2 * i) / dModel))],
+      ),
     })),
   ];
 }
@@ -135,13 +188,21 @@ function drawProducts(codes, labels, sinusoidal) {
   const line = readout();
   const text = (r, c) => format(products[r][c], 2);
   const show = (r, c) => line.replaceChildren(say("positions.product", {
-    a: String(r), b: String(c), distance: String(Math.abs(r - c)), product: number(products[r][c], 2),
+    a: String(r), b: String(c), distance: String(Math.abs(r - c)), product: number(
+      products[r][c],
+      2,
+    ),
   }));
   const { element } = matrix({
     label: tell("positions.distance"),
     rows: labels, columns: labels,
-    cell: (r, c) => ({ share: (products[r][c] - least) / (most - least || 1), text: format(products[r][c], 0) }),
-    speak: (r, c) => tell("positions.product", { a: String(r), b: String(c), distance: String(Math.abs(r - c)), product: text(r, c) }),
+    cell: (r, c) => (
+      { share: (products[r][c] - least) / (most - least || 1), text: format(products[r][c], 0) }
+    ),
+    speak: (r, c) => tell(
+      "positions.product",
+      { a: String(r), b: String(c), distance: String(Math.abs(r - c)), product: text(r, c) },
+    ),
     onmove: show,
     start: [3, 5],
   });
@@ -153,8 +214,15 @@ function drawProducts(codes, labels, sinusoidal) {
       series: [{ values: products[0], className: "first", dots: true }],
     })) : null;
   return h("div", {},
-    h("div", { class: "pair" }, h("div", {}, element, line, legend(format(least, 0), format(most, 0), tell("common.scale"))), by),
-    asTable({ caption: tell("positions.distance"), corner: "", rows: labels, columns: labels, text }));
+    h(
+      "div",
+      { class: "pair" },
+      h("div", {}, element, line, legend(format(least, 0), format(most, 0), tell("common.scale"))),
+      by,
+    ),
+    asTable(
+      { caption: tell("positions.distance"), corner: "", rows: labels, columns: labels, text },
+    ));
 }
 
 function drawSum(sentence) {
@@ -171,24 +239,38 @@ function drawSum(sentence) {
     ...(positions.kind === "none" ? [] : [["positions.code", code]]),
     ["positions.sum", total],
   ];
-  const vars = { size: String(dModel), factor: short(embedding.factor), position: String(embedding.token) };
+  const vars = {
+    size: String(dModel),
+    factor: short(embedding.factor),
+    position: String(embedding.token),
+  };
   const first = range(Math.min(6, dModel));
   return h("div", {},
     subheading("positions.add"),
     h("p", {}, say("positions.add_text", { ...vars, token: name })),
-    h("div", { class: "sum-strips" }, lines.map(([key, values], i) => h("div", { class: "code-row" },
-      h("span", { class: "code-label" }, tell(key, vars)), signedBars(values, most, { label: tell(key, vars) })))),
+    h("div", {
+      class: "sum-strips",
+    }, lines.map(([key, values], i) => h("div", { class: "code-row" },
+      h(
+        "span",
+        { class: "code-label" },
+        tell(key, vars),
+      ), signedBars(values, most, { label: tell(key, vars) })))),
     note("common.bars", { most: format(most, 2) }),
     table({
       caption: tell("positions.first_numbers", { count: String(first.length) }),
       className: "compact sum",
       head: ["", ...first.map((d) => tell("positions.dimension_number", { d: String(d) }))],
-      rows: lines.map(([key, values]) => [tell(key, vars), ...first.map((d) => number(values[d], 4))]),
+      rows: lines.map(
+        ([key, values]) => [tell(key, vars), ...first.map((d) => number(values[d], 4))],
+      ),
     }),
     details(tell("positions.all_numbers", vars), () => table({
       caption: tell("positions.add"),
       className: "compact",
       head: [tell("positions.dimension"), ...lines.map(([key]) => tell(key, vars))],
-      rows: range(dModel).map((d) => [String(d), ...lines.map(([, values]) => number(values[d], 4))]),
+      rows: range(dModel).map(
+        (d) => [String(d), ...lines.map(([, values]) => number(values[d], 4))],
+      ),
     })));
 }
