@@ -5,10 +5,11 @@
     python scripts/ablate.py --seeds 1 --only transformer no_positions
 
 Every run is ``litseq fit -c configs/demo.yaml`` with an overlay of ``configs/ablation/`` or another
-model, and ``litseq test`` on its best checkpoint. Runs lie in ``lightning_logs/ablation``; what is
-there already is not run again, so the script can be stopped at any time. On one core a Transformer
-takes four minutes, the recurrent model nine, and the recurrent one with attention 26. Afterwards it writes
-``docs/results/ablation.json`` and the table ``docs/results/ablation.md``.
+model, and ``litseq test`` on its best checkpoint. On one core a Transformer takes four minutes, the
+recurrent model nine, and the recurrent one with attention 26. Runs lie in
+``lightning_logs/ablation``; what is there already is not run again, so the script can be stopped at
+any time. Afterwards it writes ``docs/results/ablation.json`` and the table
+``docs/results/ablation.md``.
 """
 
 from __future__ import annotations
