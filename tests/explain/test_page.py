@@ -581,6 +581,19 @@ def test_learned_positions_and_a_given_translation(opened):
     assert "nothing was searched" in page.locator("#beam").inner_text()
 
 
+@needs_chromium
+def test_what_was_left_out_for_its_length_is_said(transformer, rnn_attention, opened):
+    record = copy.deepcopy(rnn_attention)
+    record["sentences"][0]["detail"].update(scores=None, queries=None, contexts=None)
+    assert "too long for its arithmetic" in opened(record).locator("#scores").inner_text()
+    record = copy.deepcopy(transformer)
+    record["sentences"][0]["detail"]["heads"] = []
+    record["sentences"][0]["left_out"] = {"maps": 5}
+    page = opened(record)
+    assert "no head could be kept" in page.locator("#head").inner_text()
+    assert "5 heads were left out" in page.locator("#attention").inner_text()
+
+
 # ---- safety
 
 

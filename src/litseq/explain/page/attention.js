@@ -289,7 +289,8 @@ parts.kinds = function drawKinds(sentence) {
       ],
     }),
     note("kinds.shapes_text", { S: String(S), T: String(T), dk: String(dk) }),
-    formula(mi("Attention"), mo("("), mi("Q"), mo(","), mi("K"), mo(","), mi("V"), mo(")"), mo("="), mi("softmax"), mo("("),
+    formula(mi("Attention"), mo("("), mi("Q"), mo(","), mi("K"), mo(","), mi("V"), mo(")"), mo("="),
+      mi("softmax"), mo("("),
       frac(mrow(mi("Q"), sup(mi("K"), mi("T"))), sqrt(sub(mi("d"), mi("k")))), mo(")"), mi("V")),
     paragraph("kinds.same_formula"),
   ];
@@ -299,9 +300,14 @@ function maskPicture(kind, rows, columns) {
   const [width, height] = [48 * Math.min(1, columns / rows), 48 * Math.min(1, rows / columns)];
   const label = tell(kind === "decoder" ? "kinds.mask_causal" : "kinds.mask_none");
   const steps = 6;
+  const hidden = (r, c) => kind === "decoder" && c > r;
   const cells = range(steps).flatMap((r) => range(steps).map((c) => svg("rect", {
-    class: kind === "decoder" && c > r ? "cell masked" : "cell", "fill-opacity": kind === "decoder" && c > r ? null : 0.55,
-    x: (c * width) / steps + 0.5, y: (r * height) / steps + 0.5, width: width / steps - 1, height: height / steps - 1,
+    class: hidden(r, c) ? "cell masked" : "cell",
+    "fill-opacity": hidden(r, c) ? null : 0.55,
+    x: (c * width) / steps + 0.5,
+    y: (r * height) / steps + 0.5,
+    width: width / steps - 1,
+    height: height / steps - 1,
   })));
   return h(
     "span",

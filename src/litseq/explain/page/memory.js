@@ -63,7 +63,9 @@ parts.memory = function drawMemory(sentence) {
             h(
               "span",
               { class: layer.digest === memory.digest ? "mark-good" : "mark-bad" },
-              layer.digest === memory.digest ? `\u2713 ${tell("memory.equal")}` : `\u2717 ${tell("memory.different")}`,
+              layer.digest === memory.digest
+                ? `\u2713 ${tell("memory.equal")}`
+                : `\u2717 ${tell("memory.different")}`,
             )),
           h(
             "span",

@@ -95,7 +95,9 @@ parts.beam = function drawBeam(sentence) {
     // what the two sentences have in common again at their ends is not a difference
     let common = 0;
     while (
-      common < rest.length - 1 && rest.at(-1 - common) === winner.at(-1 - common) && winner.length - common > at + 1
+      common < rest.length - 1 &&
+      rest.at(-1 - common) === winner.at(-1 - common) &&
+      winner.length - common > at + 1
     ) common += 1;
     const show = (pieces) => visible(
       pieces.filter((piece) => piece !== "</s>").join("").replaceAll(WORD_MARK, " "),

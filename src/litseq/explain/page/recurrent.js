@@ -72,7 +72,9 @@ const SCORE = {
 
 parts.scores = function drawScores(sentence) {
   const { detail, src, tgt } = sentence;
-  if (!detail.step) return [paragraph(`scores.${detail.score}`), note("scores.too_long")];
+  if (!detail.step || !detail.queries || !detail.contexts || !detail.scores) {
+    return [paragraph(`scores.${detail.score}`), note("scores.too_long")];
+  }
   const chosen = state.scores;
   chosen.step ??= detail.step.index;
   chosen.step = clamp(chosen.step, 0, tgt.tokens.length - 1);
