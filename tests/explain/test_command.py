@@ -5,6 +5,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from command_line import error_of, litseq
 from litseq import RnnSeq2Seq, Seq2Seq
 from litseq.decoding import SearchOptions
 from litseq.explain.command import declare, main
@@ -186,3 +187,31 @@ def test_nothing_is_written_where_the_page_fails(fitted, elsewhere, monkeypatch)
         explain("--ckpt", fitted.ckpt, "a", "--json", "data.json")
     assert [path.name for path in elsewhere.iterdir()] == ["report.html"]
     assert (elsewhere / "report.html").read_text() == "before"
+
+
+# ---- from the command line ----
+
+
+def test_the_command_line(fitted, elsewhere):
+    outcome = litseq(
+        "explain", "--ckpt", fitted.ckpt, *TEXTS, "--beam_size", "2", "--out", "a.html"
+    )
+    assert outcome.status == 0, outcome.err
+    assert "a.html holds" in outcome.err
+    assert (elsewhere / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert [path.name for path in elsewhere.iterdir()] == ["a.html"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "there is no sentence to explain"),
+        (["a", "--ouput", "b"], "unknown key 'ouput'; did you mean 'out'?"),
+        (["a", "--beam_size", "0"], "beam_size must be at least 1, got 0"),
+        (["a", "--language", "de"], "'de'"),
+        (["a", "--head", "cross"], "a head is written kind:layer:head"),
+    ],
+)
+def test_its_errors_are_one_line(given, message, fitted, elsewhere):
+    assert message in error_of("explain", "--ckpt", fitted.ckpt, *given)
+    assert not list(elsewhere.iterdir())
