@@ -22,8 +22,15 @@ def whole_file(path: Path) -> Iterator[TextIO]:
     """Opens a file to write; it takes its place when the block ends, and never after an error.
 
     Args:
-        path: The file, UTF-8, replaced where it exists; its folder must be there.
+        path: The file, UTF-8, replaced where it exists; its folder must be there. What a symbolic
+            link points to is replaced, not the link; what is no ordinary file, such as a pipe, is
+            written to as it stands.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        return
     # In the same folder: a replacement is atomic within one file system only.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 
 import pytest
 import torch
@@ -246,6 +247,7 @@ def test_compiled_models_stay_compiled(src, padding, tgt):
     assert inside.equal(before)
     assert compiled(src, padding, tgt).equal(before)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0, "compiled again"
+    assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
 # ---- modules that litseq did not write ----
@@ -345,6 +347,52 @@ def test_a_reader_for_somebody_else_s_attention():
         _, weights = model.gate(query, memory)
     assert maps.find("cross").module == "gate"
     assert maps[0].weights[:, 0].equal(weights)
+
+
+class Renamed(nn.MultiheadAttention):
+    """Attention whose forward has other arguments."""
+
+    def forward(self, x, mask=None):
+        return super().forward(x, x, x, attn_mask=mask)
+
+
+def test_a_subclass_with_other_arguments_needs_a_reader():
+    layer, x = Renamed(D, H).eval(), torch.randn(T, B, D)
+    message = "Renamed is called with x instead of query, key and value; give a reader for it"
+    with pytest.raises(ValueError, match=message), capture_attention(layer):
+        layer(x)
+
+
+def test_captures_in_threads_do_not_meet(src, padding, tgt):
+    """Two captures overlap and end in the order of their beginning; each sees its own thread."""
+    model = transformer()
+    torch.compile(model, backend="eager")(src, padding, tgt)
+    clean = traces(model)
+    first_is_in, second_is_in = threading.Event(), threading.Event()
+    found = {}
+
+    def first():
+        with capture_attention(model) as found["first"]:
+            model(src, padding, tgt)
+            first_is_in.set()
+            second_is_in.wait()
+
+    def second():
+        first_is_in.wait()
+        with capture_attention(model, kinds=["cross"]) as found["second"]:
+            second_is_in.set()
+            threads[0].join()
+            model(src, padding, tgt)
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(found["first"]), len(found["second"])] == [8, 3]
+    assert traces(model) == clean
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
 def test_where_there_is_no_attention():

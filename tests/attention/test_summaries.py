@@ -37,6 +37,19 @@ def test_entropy_of_what_may_be_seen():
     assert entropy(torch.eye(3)).eq(0).all()
 
 
+def test_keys_of_weight_zero_may_be_seen():
+    """Where a softmax is sure, float32 has nothing left for the others; they count all the same."""
+    sure = torch.tensor([[0.5, 0.5, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1.0]])
+    torch.testing.assert_close(entropy(sure, normalized=True), torch.tensor([1 / 3, 0.0]))
+    assert summarize(sure[None, None])["entropy"].item() == pytest.approx(1 / 6)
+    four = torch.tensor([4.0])
+    torch.testing.assert_close(
+        entropy(sure, normalized=True, visible=four), torch.tensor([1 / 2, 0.0])
+    )
+    hidden = torch.arange(8)[None] < 4
+    assert summarize(sure[None, None, :1], key_mask=hidden)["entropy"].item() == pytest.approx(0.5)
+
+
 def test_confidence_and_coverage(weights):
     assert confidence(weights).equal(weights.max(-1).values)
     torch.testing.assert_close(coverage(weights), weights.sum(2))

@@ -22,7 +22,8 @@ from litseq.attention.words import join_words, merge_weights, word_numbers
         (["▁", "<0xE7>", "<0x8C>", "<0xAB>", "<0xE7>", "<0x8C>", "<0xAB>"], ["猫", "猫"]),
         (["▁M", "<0xC3>", "<0xBC>", "ll", "▁x"], ["Müll", "x"]),
         (["<0xC3>", "</s>"], ["\ufffd", "</s>"]),
-        (["<unk>", "▁of"], ["<unk>", "of"]),
+        # an unknown character belongs to its word
+        (["▁foot", "<unk>", "ball", "▁", "<unk>", "▁of"], ["foot<unk>ball", "<unk>", "of"]),
         ([], []),
     ],
 )  # fmt: skip

@@ -90,5 +90,5 @@ def test_by_the_searches_themselves(model):
 
 def test_a_model_without_attention():
     model = Rnn(V, **RECURRENT).eval()
-    with pytest.raises(ValueError, match="Rnn holds no attention"):
+    with pytest.raises(ValueError, match="Rnn has no attention that a search could keep"):
         search(model, SEARCHES["beam"])

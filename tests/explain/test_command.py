@@ -66,6 +66,13 @@ def test_a_file_has_a_sentence_a_line(run, elsewhere):
     assert [sentence["source"] for sentence in record["sentences"]] == TEXTS
 
 
+def test_blank_lines_are_left_out(run, elsewhere, caplog):
+    (elsewhere / "in.txt").write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}\n \n")
+    record, _ = run("--input", "in.txt")
+    assert [sentence["source"] for sentence in record["sentences"]] == TEXTS
+    assert "2 of 4 lines are blank and left out" in caplog.text
+
+
 def test_translations_and_references_belong_to_their_sentences(run):
     record, _ = run(
         *TEXTS, "--translation", "ein haus", "--translation", "zwei", "--reference", "a",
@@ -150,7 +157,8 @@ def test_a_model_without_attention_has_a_report_too(module, elsewhere):
         (["--input", "folder"], ValueError, "folder is a folder"),
         (["--input", "empty.txt"], ValueError, "empty.txt is empty; it needs a sentence a line"),
         (["--input", "latin.txt"], ValueError, "latin.txt, line 2: byte 0xe4 .* is not UTF-8"),
-        (["--input", "gap.txt"], ValueError, "sentence 2 is blank"),
+        (["a", " "], ValueError, "sentence 2 is blank"),
+        (["a", "--reference", "\udce4b"], ValueError, "reference 1 is not UTF-8"),
         (["a", "--translation", "b", "--translation", "c"], ValueError, "2 translations do not"),
         (["a", "--out", "nowhere/a.html"], FileNotFoundError, "no folder nowhere to write a.html"),
         (["a", "--out", "folder"], ValueError, "folder is a folder; give a file to write"),
@@ -169,7 +177,6 @@ def test_refuses(given, error, message, fitted, elsewhere):
     (elsewhere / "folder").mkdir()
     (elsewhere / "empty.txt").touch()
     (elsewhere / "latin.txt").write_bytes(b"a\n\xe4\n")
-    (elsewhere / "gap.txt").write_text("a\n\nb\n")
     before = sorted(elsewhere.iterdir())
     with pytest.raises(error, match=message):
         explain("--ckpt", fitted.ckpt, *given)

@@ -11,6 +11,7 @@ look costs nothing.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -39,13 +40,14 @@ def capture_attention(
     """Records the attention weights of everything that runs inside of the block.
 
     Knows litseq's models and tasks, ``torch.nn.MultiheadAttention`` and what is built of it
-    (``nn.Transformer`` and its parts, whose fast path is switched off inside the block), and the
-    models of the transformers library. Compiled models run eagerly inside the block, so what was
-    compiled stays as it is. The model computes what it always computes: weights are worked out
-    beside it, in float32, without dropout (the transformers library's are its own).
+    (``nn.Transformer`` and its parts, whose fast path, with zeros in place of padding, is switched
+    off inside the block), and the models of the transformers library. Compiled models run eagerly
+    inside the block, so what was compiled stays as it is. The model computes what it always
+    computes: weights are worked out beside it, in float32, without dropout (the transformers
+    library's are its own). Only the thread that opened the block is watched.
 
-    Several calls of one attention give several maps, but for the time steps of a decoder that looks
-    at the same memory again and again: these are joined to one map.
+    Several calls of one attention give several maps, but for the time steps of a litseq decoder
+    that looks at the same memory again and again: these are joined to one map.
 
     Args:
         module: A model, or anything that contains one, such as a LightningModule.
@@ -86,7 +88,7 @@ def capture_attention(
                 f"{', '.join(c.__name__ for c in known)} and models of the transformers library; "
                 f"name a reader for another class."
             )
-        stack.enter_context(_plain_paths())
+        stack.enter_context(_plain_paths)
         yield recorder.maps
 
 
@@ -101,6 +103,7 @@ class _Recorder:
     ) -> None:
         self.maps = AttentionMaps()
         self._layers, self._kinds, self._max_examples = layers, kinds, max_examples
+        self._thread = threading.get_ident()
         self._numbers: dict[AttentionKind, dict[str, int]] = {}
         # the last keys of each module and the place of the map that they belong to
         self._last: dict[str, tuple[Tensor, int]] = {}
@@ -111,6 +114,8 @@ class _Recorder:
         def look(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
         ) -> None:
+            if threading.get_ident() != self._thread:
+                return
             device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 for seen in reader(module, args, kwargs, output):
@@ -122,7 +127,8 @@ class _Recorder:
         """Makes the function that records the maps of a model below ``prefix``."""
 
         def record(kind: AttentionKind, weights: Tensor, name: str) -> None:
-            self._add(Seen(kind, weights.detach()), f"{prefix}.{name}" if prefix else name)
+            if threading.get_ident() == self._thread:
+                self._add(Seen(kind, weights), f"{prefix}.{name}" if prefix else name)
 
         return record
 
@@ -147,19 +153,36 @@ class _Recorder:
         self.maps._maps.append(AttentionMap(seen.kind, layer, weights, module))
 
 
-@contextmanager
-def _plain_paths() -> Iterator[None]:
-    """Switches off what runs past the modules: compiled code and torch's fused encoder layers."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        if "torch._dynamo" in sys.modules:  # or nothing is compiled; it takes a second to import
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+class _PlainPaths:
+    """Switches off what runs past the modules: compiled code and torch's fused encoder layers.
+
+    Both switches are the process's own, so of several captures the first one in turns them and the
+    last one out turns them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._undo = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                mha = torch.backends.mha
+                self._undo.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+                mha.set_fastpath_enabled(False)
+                if "torch._dynamo" in sys.modules:  # or nothing is compiled; a second to import
+                    self._undo.enter_context(torch.compiler.set_stance("force_eager"))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._undo.close()
+
+
+_plain_paths = _PlainPaths()
 
 
 def _check(

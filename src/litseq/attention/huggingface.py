@@ -7,7 +7,7 @@ the time of a capture they run their plain one, and afterwards everything is as 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,65 +30,69 @@ def is_huggingface(module: nn.Module) -> bool:
 def attention_outputs(model: Any, record: Record) -> Iterator[None]:  # noqa: ANN401 - duck typed
     """Asks a model for its attention weights at every call, and takes back every change.
 
-    In training mode these weights have passed dropout, as the model returns them.
+    The innermost models are asked, such as encoder and decoder of a translation model, since
+    generation calls them one by one. In training mode the weights have passed dropout, as the model
+    returns them.
 
     Args:
         model: A model of the transformers library.
-        record: Called with every layer's weights, kind by kind.
+        record: Called with every layer's weights.
     """
-    before = {module: _traces(module) for module in model.modules()}
-    implementation = model.config._attn_implementation
+    models = [(name, part) for name, part in model.named_modules() if is_huggingface(part)]
+    inner = [(name, part) for name, part in models if not any(map(is_huggingface, _below(part)))]
+    before = [(part, part.config._attn_implementation) for _, part in models]
+    known = {part: (set(part._forward_hooks), _MARK in vars(part)) for part in model.modules()}
     model.set_attn_implementation("eager")
-
-    def ask(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**kwargs, "output_attentions": True}
-
-    def read(_: nn.Module, args: object, kwargs: object, output: object) -> None:
-        found = False
-        for name, kind in _OUTPUTS.items():
-            for layer, weights in enumerate(getattr(output, name, None) or ()):
-                # a model of one stack does not say which
-                record(kind or self_attention_kind(weights), weights, f"{name}.{layer}")
-                found = True
-        if not found:
-            raise ValueError(
-                f"{type(model).__name__} returned a {type(output).__name__} without attention "
-                f"weights; call it with return_dict=True."
-            )
-
-    model.register_forward_pre_hook(ask, with_kwargs=True)
-    model.register_forward_hook(read, with_kwargs=True)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(implementation)
-        for module, (hooks, attributes) in before.items():
-            # the library's own hooks, too, which it would leave for the next time
-            for table, known in hooks.items():
-                for key in getattr(module, table).keys() - known:
-                    del getattr(module, table)[key]
-            for name in module.__dict__.keys() - attributes:
-                delattr(module, name)
+    with ExitStack() as handles:
+        for name, part in inner:
+            ask = part.register_forward_pre_hook(_ask, with_kwargs=True)
+            read = part.register_forward_hook(_Read(name, record))
+            handles.callback(ask.remove)
+            handles.callback(read.remove)
+        try:
+            yield
+        finally:
+            for part, implementation in before:  # from the outermost to the innermost
+                part.set_attn_implementation(implementation)
+            for part, (hooks, marked) in known.items():
+                _forget(part, hooks, marked)
 
 
-_OUTPUTS: dict[str, AttentionKind | None] = {
-    "encoder_attentions": "encoder",
-    "decoder_attentions": "decoder",
-    "cross_attentions": "cross",
-    "attentions": None,
-}
-
-_HOOK_TABLES = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-)
+_MARK = "_output_capturing_hooks_installed"
+"""Where the library notes that it has hooks of its own, which it leaves for the next time."""
 
 
-def _traces(module: nn.Module) -> tuple[dict[str, set[int]], set[str]]:
-    """The hooks that are there, by table, and the names of the attributes."""
-    hooks = {table: set(getattr(module, table)) for table in _HOOK_TABLES}
-    return hooks, set(module.__dict__)
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    return (part for part in module.modules() if part is not module)
+
+
+def _forget(module: nn.Module, hooks: set[int], marked: bool) -> None:
+    """Removes the hooks that the library itself has added."""
+    for key, hook in list(module._forward_hooks.items()):
+        if key not in hooks and hook.__module__.startswith("transformers."):
+            del module._forward_hooks[key]
+    if not marked and _MARK in vars(module):
+        delattr(module, _MARK)
+
+
+def _ask(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "output_attentions": True}
+
+
+class _Read:
+    """A forward hook that records what a model returned."""
+
+    def __init__(self, name: str, record: Record) -> None:
+        self.name, self.record = name, record
+
+    def __call__(self, module: Any, args: object, output: object) -> None:  # noqa: ANN401
+        prefix = f"{self.name}." if self.name else ""
+        across = getattr(output, "cross_attentions", None) or ()
+        is_decoder = bool(across) or getattr(module.config, "is_decoder", False)
+        for layer, weights in enumerate(getattr(output, "attentions", None) or ()):
+            kind = "decoder" if is_decoder else self_attention_kind(weights)
+            self.record(kind, weights, f"{prefix}attentions.{layer}")
+        for layer, weights in enumerate(across):
+            self.record("cross", weights, f"{prefix}cross_attentions.{layer}")

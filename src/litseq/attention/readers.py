@@ -44,10 +44,11 @@ def self_attention_kind(weights: Tensor) -> AttentionKind:
     """Tells a decoder's self-attention from an encoder's: nobody looks ahead.
 
     Args:
-        weights: float (..., T, T).
+        weights: float (..., T, S); the T queries are the last of S tokens.
     """
-    ahead = weights.triu(1)
-    return "decoder" if weights.size(-1) > 1 and not ahead.any() else "encoder"
+    num_queries, num_keys = weights.shape[-2:]
+    ahead = weights.triu(1 + num_keys - num_queries)
+    return "decoder" if num_keys > 1 and not ahead.any() else "encoder"
 
 
 def _widen(x: Any) -> Any:  # noqa: ANN401 - a tensor, or None
@@ -92,6 +93,11 @@ def read_multihead(
     """
     assert isinstance(module, nn.MultiheadAttention)
     call = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    if not {"query", "key", "value"} <= call.keys():
+        raise ValueError(
+            f"{type(module).__name__} is called with {', '.join(call)} instead of query, key and "
+            f"value; give a reader for it."
+        )
     query, key, value = (_widen(call[name]) for name in ("query", "key", "value"))
     batched = query.dim() == 3
     if module.batch_first and batched:
@@ -126,8 +132,11 @@ def read_multihead(
     weights = weights.nan_to_num(0.0)  # a query that may see nothing
     if not batched:
         weights = weights.unsqueeze(0)
-    looks_at_itself = call["query"] is call["key"]
-    yield Seen(self_attention_kind(weights) if looks_at_itself else "cross", weights)
+    kind: AttentionKind = "cross"
+    if call["query"] is call["key"]:
+        masked = call.get("attn_mask") is not None  # of a single token nothing else tells
+        kind = "decoder" if masked and weights.size(-1) == 1 else self_attention_kind(weights)
+    yield Seen(kind, weights)
 
 
 READERS: Mapping[type[nn.Module], Reader] = {

@@ -19,13 +19,15 @@ __all__ = [
 ]
 
 
-def entropy(weights: Tensor, *, normalized: bool = False) -> Tensor:
+def entropy(weights: Tensor, *, normalized: bool = False, visible: Tensor | None = None) -> Tensor:
     """Says how widely each query looks: 0 at one key, log(n) at n keys alike.
 
     Args:
         weights: float (..., T, S).
         normalized: Divides by log(n), n being the number of keys that the query may see: 1 is
             looking everywhere alike. Of a single key it is 0.
+        visible: That number, broadcasts to (..., T). None: all S keys, or where no query looks
+            ahead of itself, as in a decoder's self-attention, those up to its own.
 
     Returns:
         float (..., T), in nats unless normalised.
@@ -33,8 +35,7 @@ def entropy(weights: Tensor, *, normalized: bool = False) -> Tensor:
     nats = -torch.xlogy(weights, weights).sum(-1)
     if not normalized:
         return nats
-    visible = (weights > 0).sum(-1)
-    return nats / visible.clamp(min=2).log()
+    return nats / (_visible(weights) if visible is None else visible).clamp(min=2).log()
 
 
 def confidence(weights: Tensor) -> Tensor:
@@ -116,22 +117,32 @@ def summarize(
         queries together take at least half of an even share), ``agreement`` (with the other head
         that is most alike; absent of a single head).
     """
-    rows = _rows(weights, query_mask)  # (B, 1, T) or (B, H, T)
-    choice = rows * ((weights > 0).sum(-1) > 1)
-    keys = torch.ones(weights.size(0), weights.size(-1), dtype=torch.bool)
-    keys = (keys if key_mask is None else key_mask.to(keys.device))[:, None]  # (B, 1, S)
+    rows = _rows(weights, query_mask)  # (B, 1, T)
+    keys = weights.new_ones(weights.size(0), 1, weights.size(-1))
+    keys = keys if key_mask is None else key_mask.to(keys)[:, None]  # (B, 1, S)
+    visible = torch.minimum(_visible(weights), keys.sum(-1, keepdim=True))  # (B, 1, T)
     even = rows.expand_as(weights[..., 0]).sum(-1) / keys.sum(-1)  # (B, H)
     covered = coverage(weights, query_mask) >= even[..., None] / 2
     found = {
-        "entropy": _mean(entropy(weights, normalized=True), choice, batch=True),
+        "entropy": _mean(
+            entropy(weights, normalized=True, visible=visible), rows * (visible > 1), batch=True
+        ),
         "confidence": _mean(confidence(weights), rows, batch=True),
         "diagonality": diagonality(weights, query_mask, key_mask).mean(0),
-        "coverage": _mean(covered.to(weights), keys.to(weights), batch=True),
+        "coverage": _mean(covered.to(weights), keys, batch=True),
     }
     if weights.size(1) > 1:
         others = head_agreement(weights, query_mask).mean(0)
         found["agreement"] = others.fill_diagonal_(-torch.inf).amax(-1)
     return found
+
+
+def _visible(weights: Tensor) -> Tensor:
+    """Number of keys that each query may see, padding aside, float (T)."""
+    num_queries, num_keys = weights.shape[-2:]
+    if num_queries == num_keys and not weights.triu(1).any():
+        return torch.arange(1, num_keys + 1).to(weights)
+    return weights.new_full((num_queries,), num_keys)
 
 
 def _rows(weights: Tensor, query_mask: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ __all__ = ["join_words", "merge_weights", "word_numbers"]
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes the space before a word
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPECIAL = re.compile(r"<[^<>]+>")
+_ENDS = {"<pad>", "<s>", "</s>"}
 # Han, Kana and their punctuation: written without spaces. Hangul is written with them.
 _UNSPACED = re.compile(
     "[\u2e80-\u2fdf\u3000-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff65"
@@ -23,8 +23,8 @@ def word_numbers(pieces: Sequence[str]) -> list[int]:
     """Numbers the words and says which of them each piece belongs to.
 
     A word begins where SentencePiece marks a space. Chinese and Japanese have none: there every
-    piece is a word of its own. The bytes of one character stay together, and a special token such
-    as ``</s>`` stands alone.
+    piece is a word of its own. The bytes of one character stay together, an unknown character is a
+    part of its word, and what begins, ends and fills a sentence stands alone.
 
     Args:
         pieces: SentencePiece's pieces of one sentence, as it writes them.
@@ -39,14 +39,14 @@ def word_numbers(pieces: Sequence[str]) -> list[int]:
         if text is None:  # another byte of the same character
             numbers.append(number)
             continue
-        if not before or text.startswith(_SPACE) or _SPECIAL.fullmatch(text):
+        if not before or text.startswith(_SPACE) or text in _ENDS:
             begins = True
         else:
             apart = _UNSPACED.match(text) or _UNSPACED.match(before[-1])
             begins = before != _SPACE and apart is not None
         number += begins
         numbers.append(number)
-        before = "" if _SPECIAL.fullmatch(text) else text
+        before = "" if text in _ENDS else text
     return numbers
 
 

@@ -41,10 +41,19 @@ class Attending(Generic[MemoryT, StateT]):
         model: A module with cross-attention that can ``init_state`` and ``step``.
 
     Raises:
-        ValueError: At the first step, if the model has no attention.
+        ValueError: If the model has no attention.
     """
 
     def __init__(self, model: StepModel[MemoryT, StateT]) -> None:
+        assert isinstance(model, nn.Module)
+        try:
+            with capture_attention(model):
+                pass
+        except ValueError as error:
+            raise ValueError(
+                f"{type(model).__name__} has no attention that a search could keep, and words "
+                f"cannot be aligned; leave it out."
+            ) from error
         self.model = model
 
     def init_state(self, memory: MemoryT) -> AttendingState[StateT]:

@@ -119,9 +119,14 @@ def _sentences(texts: list[str], input: str | None) -> list[str]:
             f"from both; leave out one."
         )
     with open_input(input) as file:
-        sentences = list(read_lines(file, input))
+        lines = list(read_lines(file, input))
+    sentences = [line for line in lines if line.strip()]
     if not sentences:
         raise ValueError(f"{input} is empty; it needs a sentence a line.")
+    if len(sentences) < len(lines):
+        _log.warning(
+            "%d of %d lines are blank and left out.", len(lines) - len(sentences), len(lines)
+        )
     return sentences
 
 

@@ -135,9 +135,14 @@ def _check_texts(
             raise ValueError(
                 f"{len(others)} {name} do not fit {len(texts)} sentences; give one for each."
             )
-    for name, given in (("sentence", texts), ("translation", translations or ())):
+    everything = (
+        ("sentence", texts),
+        ("translation", translations or ()),
+        ("reference", references or ()),
+    )
+    for name, given in everything:
         for number, text in enumerate(given, 1):
-            if not text.strip():
+            if not text.strip() and name != "reference":
                 raise ValueError(f"{name} {number} is blank; there is nothing to explain.")
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError(f"{name} {number} is not UTF-8, {text!r}; convert it to UTF-8.")
