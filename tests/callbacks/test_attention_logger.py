@@ -1,13 +1,16 @@
 import csv
+import dataclasses
 import logging
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import DataLoader
@@ -132,10 +135,22 @@ class RecordedRnn(Recording, RnnAttentionSeq2Seq):
     pass
 
 
+class Chatty(Foreign):
+    """Logs in ``forward`` and draws random numbers of every kind there."""
+
+    def forward(self, src, tgt):
+        output = super().forward(src, tgt)
+        noise = random.random() + float(np.random.rand())
+        self.log("train/size", output.mean() + noise, on_step=False, on_epoch=True)
+        self.log_dict({"train/noise": noise})
+        return output + noise * output.std()
+
+
 PROJECTS = {
     "litseq": (lambda: Recorded(**SMALL), seq2seq_batch),
     "rnn": (lambda: RecordedRnn(**SMALL_RNN), seq2seq_batch),
     "foreign": (Foreign, tuple_batch),
+    "chatty": (Chatty, tuple_batch),
 }
 
 
@@ -159,6 +174,8 @@ def quiet_trainer(folder: Path, *callbacks, **options) -> Trainer:
 
 def fit(folder, *callbacks, project="foreign", module=None, ckpt_path=None, **options):
     torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
     make, make_batch = PROJECTS[project]
     module = make() if module is None else module
     trainer = quiet_trainer(folder, *callbacks, **options)
@@ -201,8 +218,10 @@ def test_weights_and_losses_are_bit_equal(project, accumulate, precision, tmp_pa
         options = {
             "accumulate_grad_batches": accumulate, "val_check_interval": 4, "precision": precision,
         }  # fmt: skip
-        _, module = fit(tmp_path, *callbacks, project=project, **options)
-        found.append((torch.stack(module.losses), module.state_dict(), torch.get_rng_state()))
+        trainer, module = fit(tmp_path, *callbacks, project=project, **options)
+        metrics = {k: v for k, v in trainer.callback_metrics.items() if k != "epoch"}
+        found.append((torch.stack(module.losses), module.state_dict(), torch.get_rng_state(),
+                      metrics, random.random(), np.random.rand()))  # fmt: skip
     assert pictures(tmp_path)
     assert not warned()
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
@@ -282,10 +301,74 @@ def test_failing_logger_does_not_stop_training(tmp_path, warned):
 
 
 def test_nothing_is_done_between_firings(tmp_path):
-    logger = AttentionLogger(every_n_steps=100, every_n_epochs=None)
-    _, module = fit(tmp_path, logger)
-    assert not pictures(tmp_path)
-    assert num_hooks(module) == 0
+    class Counting(Foreign):
+        num_forward, hooks = 0, ()
+
+        def forward(self, src, tgt):
+            self.num_forward += 1
+            return super().forward(src, tgt)
+
+        def training_step(self, batch, batch_idx):
+            self.hooks = (*self.hooks, num_hooks(self))
+            return super().training_step(batch, batch_idx)
+
+    callback = AttentionLogger(every_n_steps=5, every_n_epochs=None)
+    _, module = fit(tmp_path, callback, module=Counting())
+    assert module.num_forward == 12 + 2  # of training, and after steps 5 and 10
+    assert module.hooks == (0,) * 12
+
+
+def test_own_log_of_an_instance_comes_back(tmp_path):
+    module, logged = Chatty(), []
+    module.log = lambda *args, **kwargs: logged.append(args)
+    fit(tmp_path, AttentionLogger(every_n_steps=1), module=module)
+    assert len(logged) == 3 * 12  # of each training step; log_dict calls log
+    assert "log" in vars(module)
+    assert "log_dict" not in vars(module)
+
+
+def test_failing_hook_does_not_stop_training(tmp_path, warned):
+    @dataclasses.dataclass(frozen=True)
+    class Pair:
+        src: torch.Tensor
+        tgt: torch.Tensor
+
+    class Dataclass(Foreign):
+        def transfer_batch_to_device(self, batch, device, dataloader_idx):
+            return batch
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch.src, batch.tgt), batch_idx)
+
+    def batches(seed):
+        return Pair(*tuple_batch(seed))
+
+    module = Dataclass()
+    trainer = quiet_trainer(tmp_path, AttentionLogger(every_n_steps=1))
+    trainer.fit(module, loader(batches), loader(batches))
+    assert len(module.losses) == 12
+    [message] = warned()
+    assert message.startswith("AttentionLogger shows nothing from here on: ")
+    assert "frozen dataclass" in message
+
+
+def test_failure_to_find_the_folder_does_not_stop_training(tmp_path, warned):
+    class Lost(Logger):
+        name = "lost"
+
+        @property
+        def version(self):
+            raise OSError("no version.")
+
+        def log_metrics(self, metrics, step=None):
+            pass
+
+        def log_hyperparams(self, params):
+            pass
+
+    _, module = fit(tmp_path, AttentionLogger(every_n_steps=1), logger=Lost())
+    assert len(module.losses) == 12
+    assert warned() == ["AttentionLogger shows nothing from here on: OSError: no version."]
 
 
 # ---- when and where ----
@@ -401,6 +484,72 @@ def test_resumed_run_shows_the_same_sentences(tmp_path):
     )  # fmt: skip
     torch.testing.assert_close(resumed._batches, first._batches, rtol=0, atol=0)
     assert "attention/cross.1/sample0-step00000012.png" in pictures(tmp_path)
+
+
+def test_resumed_run_may_show_fewer_sentences(tmp_path, warned):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    fit(tmp_path, AttentionLogger(4), checkpoint, project="litseq", max_epochs=1,
+        enable_checkpointing=True)  # fmt: skip
+    fit(tmp_path, AttentionLogger(1), project="litseq", ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert not warned()
+    assert [p for p in sorted(pictures(tmp_path)) if "step00000012" in p] == [
+        "attention/cross.1/sample0-step00000012.png"
+    ]
+
+
+def test_checkpoint_holds_no_more_than_a_megabyte():
+    callback = AttentionLogger()
+    for num_rows, is_saved in ((1 << 17, True), ((1 << 17) + 1, False)):
+        callback._batches = [torch.zeros(num_rows, dtype=torch.int64)]
+        assert (callback.state_dict()["batches"] == callback._batches) is is_saved
+
+
+def test_large_sentences_are_chosen_anew(tmp_path, warned):
+    class Wide(Foreign):
+        """Its batches carry what takes two megabytes."""
+
+        def forward(self, src, tgt, ballast):
+            return super().forward(src, tgt)
+
+        def training_step(self, batch, batch_idx):
+            src, tgt, ballast = batch
+            loss = self(src, tgt, ballast).mean()
+            self.losses.append(loss.detach())
+            return loss
+
+    def batches(seed):
+        return *tuple_batch(seed), torch.zeros(1 << 19)
+
+    first, resumed = AttentionLogger(2), AttentionLogger(2)
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    options = {"max_epochs": 1, "enable_checkpointing": True}
+    trainer = quiet_trainer(tmp_path, first, checkpoint, **options)
+    trainer.fit(Wide(), loader(batches), loader(batches, 2, 90))
+    path = tmp_path / "epoch=0.ckpt"
+    assert path.stat().st_size < 1 << 20
+    trainer = quiet_trainer(tmp_path, resumed, max_epochs=2)
+    trainer.fit(Wide(), loader(batches), loader(batches, 2, 90), ckpt_path=path, weights_only=True)
+    torch.testing.assert_close(resumed._batches, first._batches, rtol=0, atol=0)
+    assert "attention/cross.1/sample1-step00000012.png" in pictures(tmp_path)
+    assert not warned()
+
+
+def test_two_instances_keep_their_own_sentences(tmp_path):
+    callbacks = [AttentionLogger(1), AttentionLogger(2, kinds=["decoder"], layers=[0])]
+    trainer, _ = fit(tmp_path, *callbacks, project="litseq", max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    states = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]
+    for callback in callbacks:
+        saved = states[callback.state_key]["batches"]
+        torch.testing.assert_close(saved, callback._batches, rtol=0, atol=0)
+    assert pictures(tmp_path) == {
+        f"attention/{name}-step00000006.png"
+        for name in ("cross.1/sample0", "decoder.0/sample0", "decoder.0/sample1")
+    }
+
+
+def test_number_of_sentences_does_not_change_the_key():
+    assert AttentionLogger(1).state_key == AttentionLogger(2).state_key
 
 
 def test_two_ranks_train_on_and_rank_zero_alone_writes(tmp_path):
@@ -570,6 +719,53 @@ def test_no_validation_is_told_at_the_end(tmp_path, warned):
     assert "no validation ran that it could choose sentences from; give texts" in message
 
 
+def test_run_that_ends_before_it_fires_is_told(tmp_path, warned):
+    fit(tmp_path, AttentionLogger(every_n_steps=100, every_n_epochs=None))
+    [message] = warned()
+    assert "it fires every 100 step(s), and none came in the 12 steps of training" in message
+
+
+def test_texts_without_validation_are_told_when_they_fire(tmp_path, warned):
+    fit(tmp_path, AttentionLogger(texts=[("a", "b")]), limit_val_batches=0)
+    [message] = warned()
+    assert "it fires after the validations of every 1 epoch(s), and none came" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layers": (7,)}, "no map of kinds=None and layers=[7]; "),
+        ({"kinds": ["decoder"], "layers": [-3, 2]}, "no map of kinds=['decoder'] and layers=[-3"),
+    ],
+)
+def test_heatmaps_that_are_not_there_are_told_once(options, said, tmp_path, warned):
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path, AttentionLogger(1, **options), project="litseq", logger=logger)
+    assert not pictures(tmp_path)
+    [message] = warned()
+    assert said in message
+    names = [f"{kind}.{layer}" for kind in ("encoder", "decoder", "cross") for layer in (0, 1)]
+    assert set(message.rpartition("there are: ")[2].rstrip(".").split(", ")) == set(names)
+    assert "attention/entropy/cross.1.0" in (Path(logger.log_dir) / "metrics.csv").read_text()
+
+
+def test_rows_of_ignored_labels_are_left_out(tmp_path, warned):
+    def batch(seed):
+        found = seq2seq_batch(seed)
+        found["labels"][1] = -100
+        return found
+
+    logger = CSVLogger(tmp_path)
+    trainer = quiet_trainer(tmp_path, AttentionLogger(B), logger=logger, max_epochs=1)
+    module = TransformerSeq2Seq(**SMALL, val_decode=False)
+    trainer.fit(module, loader(seq2seq_batch), loader(batch, 1))
+    assert not warned()
+    folder = Path(logger.log_dir)
+    expected = {f"attention/cross.1/sample{i}-step00000006.png" for i in (0, 2)}
+    assert pictures(folder) == expected
+    assert "attention/entropy/encoder.1.0" in (folder / "metrics.csv").read_text()
+
+
 # ---- sentences and their tokens ----
 
 
@@ -590,6 +786,37 @@ def test_foreign_batches_are_taken_whole():
     assert choose_examples(batches, 2) == batches[:1]
 
 
+def test_examples_are_taken_of_plain_batches_that_come_first():
+    batches = [
+        (torch.arange(24.0).view(6, 2, 2) + 100 * b, torch.arange(6) + 10 * b) for b in (0, 1)
+    ]
+    chosen = choose_examples(batches, 2)
+    assert [classes.tolist() for _, classes in chosen] == [[3], [13]]
+    torch.testing.assert_close(chosen[1][0], batches[1][0][[3]])
+    [chosen] = choose_examples(
+        [{"image": torch.zeros(6, 3), "class": torch.arange(6), "of": "x"}], 1
+    )
+    assert chosen["class"].tolist() == [3]
+    assert chosen["image"].shape == (1, 3)
+    assert chosen["of"] == "x"
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (torch.zeros(6, 4), torch.zeros(6, 4)),  # either may be the time
+        (torch.zeros(6, 6), torch.zeros(6)),
+        torch.zeros(6, 4),
+        [[torch.zeros(3, 4), torch.zeros(3, 5)], torch.zeros(3, 9)],  # images of many sizes
+        ({1, 2}, torch.zeros(6, 4), torch.zeros(6)),
+        5,
+    ],
+)
+def test_batches_whose_examples_nobody_can_tell_are_taken_whole(batch):
+    [chosen] = choose_examples([batch, batch], 2)
+    assert chosen is batch
+
+
 @pytest.mark.parametrize(
     ("forward", "batch", "expected"),
     [
@@ -599,6 +826,9 @@ def test_foreign_batches_are_taken_whole():
         (lambda self, a: a, (1, 2), 1),
         (lambda self, a, *rest: (a, rest), [1, 2, 3], (1, (2, 3))),
         (lambda self, a: a, 5, 5),
+        (lambda self, a, mask=None: (a, mask), (1, 2), (1, None)),
+        (lambda self, a, b, scale=1.0: (a, b, scale), (1, 2, 3), (1, 2, 1.0)),
+        (lambda self, a=0, flag=False: (a, flag), (1, 2), (1, False)),
     ],
 )
 def test_forward_gets_what_it_takes(forward, batch, expected):
@@ -685,3 +915,9 @@ def test_it_must_fire_at_some_time():
 def test_names_are_known(name):
     with pytest.raises(ValueError, match=f"{name} are .*, got 'crosss'"):
         AttentionLogger(**{name: ["crosss"]})
+
+
+@pytest.mark.parametrize("layers", [-1, "01", [0.5]])
+def test_layers_are_a_sequence_of_numbers(layers):
+    with pytest.raises(ValueError, match="layers must be a sequence of whole numbers such as"):
+        AttentionLogger(layers=layers)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Concatenate, Literal, ParamSpec, get_args
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
+from torch import nn
 
 from litseq.attention import Reader, capture_attention
 from litseq.attention.summaries import summarize
@@ -23,8 +22,10 @@ from litseq.callbacks.probes import (
     View,
     choose_examples,
     find_labels,
-    is_plain,
+    num_bytes,
+    on_cpu,
     run_module,
+    unchanged,
     views,
 )
 from litseq.data.collate import collate
@@ -40,6 +41,25 @@ Scalar = Literal["entropy", "confidence", "coverage", "diagonality", "agreement"
 # Both Lightning packages have them; by name, one check serves both.
 _SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
 
+_MAX_SAVED = 1 << 20  # bytes of sentences in a checkpoint
+
+_P = ParamSpec("_P")
+
+
+def _guarded(
+    hook: Callable[Concatenate[AttentionLogger, _P], None],
+) -> Callable[Concatenate[AttentionLogger, _P], None]:
+    """Whatever fails in a hook is told in one warning; it must not stop training."""
+
+    @functools.wraps(hook)
+    def guarded(self: AttentionLogger, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            hook(self, *args, **kwargs)
+        except Exception as error:
+            self._disable(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+    return guarded
+
 
 class AttentionLogger(Callback):
     """Shows where a model looks, for the same few sentences, while it trains.
@@ -48,7 +68,8 @@ class AttentionLogger(Callback):
     can see: litseq's own, torch's ``nn.MultiheadAttention`` and ``nn.Transformer``, models of the
     transformers library, and any other by ``readers``. Training runs as ever: now and then, between
     two steps, the sentences pass once through the unchanged module in evaluation mode. Weights,
-    losses and random numbers are, bit by bit, those of a run without the callback.
+    losses and random numbers are, bit by bit, those of a run without the callback; what ``forward``
+    logs by ``self.log`` is not logged of the sentences.
 
     Heatmaps go to ``attention/`` in the run's folder, and to W&B or TensorBoard where the run has
     them; curves go to every logger: ``attention/entropy/cross.1.0`` is the normalised entropy of
@@ -56,11 +77,15 @@ class AttentionLogger(Callback):
     layer's heads, as ``litseq.attention.summaries.summarize`` defines them.
 
     How the sentences run: by the module's ``attention_probe(batch)``, if it has that method, or its
-    ``forward``, which gets what it names of a mapping or as many parts of a tuple as it takes.
+    ``forward``, which gets what it names of a mapping or as many parts of a tuple as it needs.
     Tokens are named by litseq's or Hugging Face's tokenizer of the module or the DataModule.
 
     A module without attention, sharded parameters, and any failure are told in one warning, and
     training goes on without the callback. Rank zero does it all.
+
+    Checkpoints hold the sentences, so that a resumed run shows the same ones, up to about 1 MB;
+    larger ones are chosen anew. Several of these callbacks in one Trainer differ in when they fire,
+    in kinds, in layers, or in whether they have texts.
 
     Args:
         num_samples: Number of sentences, spread evenly over the first validation batches.
@@ -79,7 +104,8 @@ class AttentionLogger(Callback):
         readers: How to see attention of other classes; see ``capture_attention``.
 
     Raises:
-        ValueError: If a number is not positive, a name is unknown, or it would never fire.
+        ValueError: If a number is not positive, a name is unknown, layers are not a sequence of
+            numbers, or it would never fire.
     """
 
     def __init__(
@@ -98,13 +124,13 @@ class AttentionLogger(Callback):
         labels: Labels | None = None,
         readers: Mapping[type[nn.Module], Reader] | None = None,
     ) -> None:
-        _check(num_samples, every_n_steps, every_n_epochs, max_tokens, kinds, scalars)
+        _check(num_samples, every_n_steps, every_n_epochs, max_tokens, kinds, layers, scalars)
         self.num_samples = num_samples
         self.every_n_steps = every_n_steps
         self.every_n_epochs = every_n_epochs
         self.texts = texts
         self.kinds = kinds
-        self.layers = layers
+        self.layers = tuple(layers)
         self.scalars = scalars
         self.metric = metric
         self.max_tokens = max_tokens
@@ -121,9 +147,10 @@ class AttentionLogger(Callback):
 
     # ---- when ----
 
+    @_guarded
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the folder; nothing is made yet."""
-        self._out, self._next_step = None, float("inf")
+        self._out, self._next_step, self._fired_at = None, float("inf"), -1
         # mypy: the attribute is set by a part of the Trainer
         if stage != "fit" or trainer.fast_dev_run or self._disabled:  # type: ignore[attr-defined]
             return
@@ -164,6 +191,7 @@ class AttentionLogger(Callback):
         self._plan(trainer.global_step, self.every_n_steps)
         self._fire(trainer, pl_module)
 
+    @_guarded
     def on_validation_batch_start(
         self,
         trainer: Trainer,
@@ -178,8 +206,9 @@ class AttentionLogger(Callback):
         if len(self._seen) < self.num_samples:
             # A normal tensor of its own: it will be used outside of inference mode.
             with torch.inference_mode(False):
-                self._seen.append(_on_cpu(batch))
+                self._seen.append(on_cpu(batch))
 
+    @_guarded
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Chooses the sentences, the first time; fires every ``every_n_epochs``."""
         if self._out is None:
@@ -192,33 +221,46 @@ class AttentionLogger(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so if nothing was ever shown."""
-        if self._out is not None and not self._batches and not self._disabled:
-            self._disable("no validation ran that it could choose sentences from; give texts")
+        if self._out is None or self._fired_at >= 0:
+            return
+        if not self._batches and not self.texts:
+            reason = "no validation ran that it could choose sentences from; give texts"
+        else:
+            rules = []
+            if self.every_n_steps is not None:
+                rules.append(f"every {self.every_n_steps} step(s)")
+            if self.every_n_epochs is not None:
+                rules.append(f"after the validations of every {self.every_n_epochs} epoch(s)")
+            reason = (
+                f"it fires {' and '.join(rules)}, and none came in the {trainer.global_step} "
+                f"steps of training"
+            )
+        _log.warning("AttentionLogger showed nothing: %s.", reason)
 
     # ---- what ----
 
+    @_guarded
     def _fire(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fired_at == trainer.global_step or not (self._batches or self.texts):
             return
         self._fired_at = trainer.global_step
+        if not self._batches:
+            self._batches = [self._encode(pl_module, trainer)]
         try:
-            if not self._batches:
-                self._batches = [self._encode(pl_module, trainer)]
             sentences = self._look(trainer, pl_module)
-            self._log_scalars(trainer, sentences)
-            if self._draws:
-                self._log_heatmaps(trainer, sentences)
         except NotImplementedError as error:  # what a module says whose forward is not written
             self._disable(
                 f"looked for attention_probe(batch) and forward(...) of "
                 f"{type(pl_module).__name__} to run the sentences by, and found neither ({error}); "
                 f"give it one of them, or give AttentionLogger a probe"
             )
-        except Exception as error:  # whatever it is, it must not stop training
-            self._disable(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            return
+        self._log_scalars(trainer, sentences)
+        if self._draws:
+            self._log_heatmaps(trainer, sentences)
 
     def _disable(self, reason: str) -> None:
-        self._disabled, self._out, self._next_step = True, None, float("inf")
+        self._disabled, self._out, self._next_step, self._seen = True, None, float("inf"), []
         _log.warning("AttentionLogger shows nothing from here on: %s.", reason.rstrip("."))
 
     def _encode(self, pl_module: LightningModule, trainer: Trainer) -> Any:  # noqa: ANN401
@@ -244,8 +286,10 @@ class AttentionLogger(Callback):
         sentences: list[list[View]] = []
         for batch in self._batches:
             room = len(self.texts) if self.texts else self.num_samples - len(sentences)
+            if room < 1:  # a checkpoint of more sentences
+                break
             with (
-                _unchanged(pl_module),
+                unchanged(pl_module),
                 trainer.precision_plugin.forward_context(),
                 capture_attention(pl_module, max_examples=room, readers=self.readers) as maps,
             ):
@@ -270,19 +314,30 @@ class AttentionLogger(Callback):
                         sums.setdefault(f"{key}.{head}", []).append(value)
                 else:
                     sums.setdefault(key, []).append(float(summary[name].mean()))
+        if not sums:  # only padding, or no scalars wanted
+            return
         means = {key: sum(values) / len(values) for key, values in sums.items()}
         for logger in trainer.loggers:
             logger.log_metrics(means, trainer.global_step)
 
     def _log_heatmaps(self, trainer: Trainer, sentences: Sequence[Sequence[View]]) -> None:
         drawn: dict[str, list[tuple[int, Any, str]]] = {}
-        for number, sentence in enumerate(sentences):
-            for view in self._chosen(sentence):
-                pixels = render(self._draw(trainer, view, number))
-                assert self._out is not None
-                path = self._out / view.name / f"sample{number}-step{trainer.global_step:08}.png"
-                write_png(path, pixels)
-                drawn.setdefault(f"attention/{view.name}", []).append((number, pixels, str(path)))
+        for number, view in self._chosen(sentences):
+            pixels = render(self._draw(trainer, view, number))
+            assert self._out is not None
+            path = self._out / view.name / f"sample{number}-step{trainer.global_step:08}.png"
+            write_png(path, pixels)
+            drawn.setdefault(f"attention/{view.name}", []).append((number, pixels, str(path)))
+        if not drawn and self.layers:
+            self._draws = False
+            names = dict.fromkeys(view.name for sentence in sentences for view in sentence)
+            _log.warning(
+                "AttentionLogger draws no heatmaps, only curves: there is no map of kinds=%s and "
+                "layers=%s; there are: %s.",
+                self.kinds,
+                list(self.layers),
+                ", ".join(names) or "none",
+            )
         # By what a logger can do rather than by its class, so that the loggers of both Lightning
         # packages serve.
         for logger in trainer.loggers:
@@ -297,14 +352,16 @@ class AttentionLogger(Callback):
                         tag = f"{key}/sample{number}"
                         add_image(tag, pixels, trainer.global_step, dataformats="HWC")
 
-    def _chosen(self, sentence: Sequence[View]) -> Iterator[View]:
-        kinds = {view.kind for view in sentence}
-        default = ("cross",) if "cross" in kinds else tuple(kinds)
-        for view in sentence:
-            number = 1 + max(other.layer for other in sentence if other.kind == view.kind)
-            wanted = {layer + number if layer < 0 else layer for layer in self.layers}
-            if view.kind in (self.kinds or default) and view.layer in wanted:
-                yield view
+    def _chosen(self, sentences: Sequence[Sequence[View]]) -> Iterator[tuple[int, View]]:
+        numbers: dict[AttentionKind, int] = {}  # of layers
+        for view in (view for sentence in sentences for view in sentence):
+            numbers[view.kind] = max(numbers.get(view.kind, 0), view.layer + 1)
+        kinds = self.kinds or (("cross",) if "cross" in numbers else tuple(numbers))
+        for number, sentence in enumerate(sentences):
+            for view in sentence:
+                names = {view.layer, view.layer - numbers[view.kind]}  # from the first, the last
+                if view.kind in kinds and not names.isdisjoint(self.layers):
+                    yield number, view
 
     def _draw(self, trainer: Trainer, view: View, number: int) -> Any:  # noqa: ANN401 - a Figure
         scores = [] if view.log_prob is None else [f"log-prob per token {view.log_prob:.2f}"]
@@ -325,41 +382,25 @@ class AttentionLogger(Callback):
 
     # ---- resuming ----
 
+    @property
+    def state_key(self) -> str:
+        """Tells several of these callbacks in one Trainer apart; ``num_samples`` may change."""
+        return self._generate_state_key(
+            every_n_steps=self.every_n_steps,
+            every_n_epochs=self.every_n_epochs,
+            texts=bool(self.texts),
+            kinds=self.kinds and list(self.kinds),
+            layers=self.layers,
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """The sentences, where a checkpoint can hold them."""
-        return {"batches": self._batches if is_plain(self._batches) else []}
+        return {"batches": self._batches if num_bytes(self._batches) <= _MAX_SAVED else []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the sentences of the checkpoint, unless there are texts."""
         if not self.texts:
             self._batches = list(state_dict["batches"])
-
-
-@contextmanager
-def _unchanged(module: LightningModule) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's mode and all random numbers come back."""
-    modes = {part: part.training for part in module.modules()}
-    device = module.device
-    # Only these have generators of their own that torch can fork by device.
-    devices = [device] if device.type in ("cuda", "xpu") else []
-    with (
-        torch.random.fork_rng(devices, device_type=device.type if devices else None),
-        # Not inference mode: what a module keeps for later steps must allow gradients there.
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
-        try:
-            module.eval()
-            yield
-        finally:
-            for part, mode in modes.items():
-                part.training = mode
-            torch.clear_autocast_cache()  # it may hold weights without their gradients' way back
-
-
-def _on_cpu(batch: Any) -> Any:  # noqa: ANN401
-    batch = dict(batch) if isinstance(batch, Mapping) else batch
-    return apply_to_collection(batch, Tensor, lambda t: t.detach().to("cpu", copy=True))
 
 
 def _check(
@@ -368,6 +409,7 @@ def _check(
     every_n_epochs: int | None,
     max_tokens: int,
     kinds: Sequence[str] | None,
+    layers: Sequence[int],
     scalars: Sequence[str],
 ) -> None:
     for name, value in (
@@ -380,6 +422,10 @@ def _check(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if every_n_steps is None and every_n_epochs is None:
         raise ValueError("every_n_steps and every_n_epochs are both None; give one of them.")
+    if not isinstance(layers, Sequence) or not all(isinstance(n, int) for n in layers):
+        raise ValueError(
+            f"layers must be a sequence of whole numbers such as [-1], got {layers!r}."
+        )
     for name, given, known in (
         ("kinds", kinds or (), get_args(AttentionKind)),
         ("scalars", scalars, get_args(Scalar)),

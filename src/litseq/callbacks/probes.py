@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from litseq.attention import AttentionMap, AttentionMaps
 from litseq.losses import IGNORE
 from litseq.types import AttentionKind
 
-__all__ = ["Labels", "View", "choose_examples", "find_labels", "is_plain", "run_module", "views"]
+__all__ = [
+    "Labels",
+    "View",
+    "choose_examples",
+    "find_labels",
+    "num_bytes",
+    "on_cpu",
+    "run_module",
+    "unchanged",
+    "views",
+]
 
 Labels = Callable[[list[int], bool], Sequence[str]]
 """Turns ids into what is written on an axis; the second argument: whether they are the source's."""
@@ -23,44 +39,72 @@ Labels = Callable[[list[int], bool], Sequence[str]]
 def choose_examples(batches: Sequence[Any], number: int) -> list[Any]:
     """Takes examples spread evenly over batches.
 
-    Batches with ``input_ids`` (B, S) are narrowed to the chosen rows. Of any other batch nobody
-    knows where its examples are: the first one is taken whole.
+    Batches are narrowed to the chosen rows if they have ``input_ids`` (B, S), or if all tensors of
+    a plain dict, list or tuple have as many rows, and not as many columns too. Of any other batch
+    nobody knows whether its examples come first: the first one is taken whole.
 
     Args:
         batches: The first batches of a validation, on the CPU.
         number: Examples wanted.
     """
-    if not all(map(_has_ids, batches)):
+    sizes = [_num_examples(batch) for batch in batches]
+    places = [(b, row) for b, size in enumerate(sizes) for row in range(size)]
+    if not all(sizes):
         return list(batches[:1])
-    places = [(b, row) for b, batch in enumerate(batches) for row in range(_size(batch))]
     number = min(number, len(places))
     chosen = [places[(2 * i + 1) * len(places) // (2 * number)] for i in range(number)]
     rows = {b: torch.tensor([row for c, row in chosen if c == b]) for b, _ in chosen}
-    return [
-        {
-            name: value[index]
-            if isinstance(value, Tensor) and value.dim() and len(value) == _size(batches[b])
-            else value
-            for name, value in batches[b].items()
-        }
-        for b, index in rows.items()
-    ]
+    return [_narrow(batches[b], sizes[b], index) for b, index in rows.items()]
 
 
-def is_plain(value: Any) -> bool:  # noqa: ANN401 - any nesting
-    """Whether a checkpoint can hold it: it is loaded with ``weights_only=True``."""
-    if isinstance(value, (dict, list, tuple)) and type(value) in (dict, list, tuple):
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return all(map(is_plain, parts))
-    return value is None or type(value) in (Tensor, bool, int, float, str)
+def _num_examples(batch: Any) -> int:  # noqa: ANN401
+    """Rows of a batch; 0 where it cannot be known that the examples come first."""
+    if _has_ids(batch):
+        return len(batch["input_ids"])
+    if type(batch) not in (dict, list, tuple) or num_bytes(batch) == math.inf:
+        return 0
+    parts = list(batch.values() if isinstance(batch, dict) else batch)
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.dim()]
+    if any(len(list(_tensors(part))) for part in parts if not isinstance(part, Tensor)):
+        return 0  # deeper ones may be examples themselves
+    first = {t.size(0) for t in tensors}
+    second = {t.size(min(1, t.dim() - 1)) for t in tensors}
+    return first.pop() if len(first) == 1 < len(second) else 0
+
+
+def _narrow(batch: Any, size: int, rows: Tensor) -> Any:  # noqa: ANN401
+    def narrow(value: Any) -> Any:  # noqa: ANN401
+        fits = isinstance(value, Tensor) and value.dim() and len(value) == size
+        return value[rows] if fits else value
+
+    if isinstance(batch, Mapping):
+        return {name: narrow(value) for name, value in batch.items()}
+    return type(batch)(map(narrow, batch))
+
+
+def num_bytes(value: Any) -> float:  # noqa: ANN401 - any nesting
+    """About what it takes in a checkpoint.
+
+    Infinite if that cannot hold it, as it is loaded with ``weights_only=True``.
+    """
+    if type(value) is dict:
+        return sum(map(num_bytes, (*value, *value.values())))
+    if type(value) in (list, tuple):
+        return sum(map(num_bytes, value))
+    if type(value) is Tensor:
+        return value.numel() * value.element_size()
+    if type(value) is str:
+        return len(value)
+    return 8 if value is None or type(value) in (bool, int, float) else math.inf
 
 
 def run_module(module: torch.nn.Module, batch: Any) -> Any:  # noqa: ANN401 - anybody's
     """Runs a module on a batch as its author would.
 
     Its method ``attention_probe(batch)``, where it has one. Else its ``forward``, with the batch: a
-    mapping gives the arguments that ``forward`` names, a tuple or a list as many as it takes;
-    anything else, and a mapping of which it names nothing, is its only argument.
+    mapping gives the arguments that ``forward`` names, a tuple or a list as many as have no default
+    there, but at least one: what else is in it may be no argument at all, such as classes. Anything
+    else, and a mapping of which it names nothing, is its only argument.
     """
     probe = getattr(module, "attention_probe", None)
     if callable(probe):
@@ -75,9 +119,56 @@ def run_module(module: torch.nn.Module, batch: Any) -> Any:  # noqa: ANN401 - an
     if isinstance(batch, (tuple, list)):
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         every = inspect.Parameter.VAR_POSITIONAL in kinds
-        number = len(batch) if every else sum(p.kind in positional for p in parameters)
+        needed = sum(p.kind in positional and p.default is p.empty for p in parameters)
+        number = len(batch) if every else max(1, needed)
         return module(*batch[:number])
     return module(batch)
+
+
+@contextmanager
+def unchanged(module: LightningModule) -> Iterator[None]:
+    """Evaluation mode, no gradients, nothing logged; all modes and random numbers come back."""
+    modes = {part: part.training for part in module.modules()}
+    # By class: what is wrapped would answer for its wrapper. Both Lightning packages have it.
+    logging_ones = [vars(part) for part in modes if hasattr(type(part), "log_dict")]
+    own: list[dict[str, Any]] = [
+        {n: names[n] for n in ("log", "log_dict") if n in names} for names in logging_ones
+    ]
+    states = random.getstate(), np.random.get_state()
+    device = module.device
+    # Only these have generators of their own that torch can fork by device.
+    devices = [device] if device.type in ("cuda", "xpu") else []
+    with (
+        torch.random.fork_rng(devices, device_type=device.type if devices else None),
+        # Not inference mode: what a module keeps for later steps must allow gradients there.
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        try:
+            module.eval()
+            for names in logging_ones:
+                names.update(log=_log_nothing, log_dict=_log_nothing)
+            yield
+        finally:
+            for names, before in zip(logging_ones, own, strict=True):
+                for name in ("log", "log_dict"):
+                    names.pop(name, None)
+                names.update(before)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            for part, mode in modes.items():
+                part.training = mode
+            torch.clear_autocast_cache()  # it may hold weights without their gradients' way back
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    """Stands for ``self.log`` and ``self.log_dict``: the probe is no part of the run's metrics."""
+
+
+def on_cpu(batch: Any) -> Any:  # noqa: ANN401
+    """Copies a batch to the CPU, whatever it is made of."""
+    batch = dict(batch) if isinstance(batch, Mapping) else batch
+    return apply_to_collection(batch, Tensor, lambda t: t.detach().to("cpu", copy=True))
 
 
 def find_labels(*owners: object) -> Labels:
@@ -161,7 +252,7 @@ def views(
     labels: Labels,
     max_rows: int,
 ) -> Iterator[list[View]]:
-    """Yields all maps of each sentence of a batch.
+    """Yields all maps of each sentence of a batch, but those of which only padding would be left.
 
     Args:
         maps: What was captured.
@@ -177,7 +268,8 @@ def views(
     for row in range(number):
         sentence = _Sentence(batch, row, kinds, labels, newest.values())
         score = _log_prob(batch, output, row) if "cross" in kinds else None
-        yield [sentence.view(m, score) for m in newest.values()]
+        found = [sentence.view(m, score) for m in newest.values()]
+        yield [view for view in found if view.weights.numel()]
 
 
 class _Sentence:
@@ -269,10 +361,6 @@ _READS = "the target token that is read"
 def _has_ids(batch: Any) -> bool:  # noqa: ANN401
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     return isinstance(ids, Tensor) and ids.dim() == 2
-
-
-def _size(batch: Mapping[str, Any]) -> int:
-    return len(batch["input_ids"])
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
