@@ -166,8 +166,9 @@ def write() -> None:
         "litseq": litseq.__version__,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     (RESULTS / "ablation.json").write_text(
-        json.dumps({**about, "runs": records}, ensure_ascii=False, indent=1) + "\n"
+        f'{json.dumps(about, ensure_ascii=False)[:-1]}, "runs": [\n{lines}\n]}}\n'
     )
     (RESULTS / "ablation.md").write_text(table(records))
 

@@ -37,6 +37,7 @@ Done in $((SECONDS - start)) seconds. Everything is in $run:
   config.yaml             the configuration, to run it again
   metrics.csv             loss, perplexity, learning rate, gradient norm and scores over time
   samples.tsv             the same validation sentences after every epoch
+  attention/              where the decoder looked in a few of them
   val/, test/             hypotheses, references, sources and scores
   predictions.txt, .jsonl
 
