@@ -313,7 +313,7 @@ def test_alignment_needs_words_and_attention(tmp_path, datamodule):
     module = make(TransformerSeq2Seq, vocab_size=23, alignment=True)
     with pytest.raises(ValueError, match="aligning words needs a litseq tokenizer, got Letters"):
         run.predict(module, Batches([batch([3, 5])], Letters()))
-    with pytest.raises(ValueError, match="Rnn has no attention .* words cannot be aligned"):
+    with pytest.raises(ValueError, match=r"Rnn has no attention .* words cannot be aligned"):
         run.predict(make(RnnSeq2Seq, alignment=True), datamodule)
 
 
