@@ -19,7 +19,6 @@ from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq
 from litseq.attention import Seen, capture_attention
 from litseq.callbacks import AttentionLogger
 from litseq.callbacks.probes import choose_examples, find_labels, run_module, views
-from litseq.task import Seq2Seq
 
 pytest.importorskip("matplotlib")
 
@@ -115,8 +114,8 @@ class Classifier(Foreign):
         return nn.functional.cross_entropy(self(tokens), classes)
 
 
-class Recording(Seq2Seq):
-    """Keeps the losses of training."""
+class Recording:
+    """Keeps the losses of training. No Seq2Seq itself, which the command line would offer."""
 
     def on_fit_start(self):
         self.losses = []

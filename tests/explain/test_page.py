@@ -161,6 +161,13 @@ def whole(shown):
     return values
 
 
+def unfold(details):
+    """Opens what is built when it first opens; the browser says so a moment later."""
+    if details.get_attribute("open") is None:
+        details.locator("summary").click()
+    details.locator(".details-body > *").first.wait_for()
+
+
 def numbers(locator):
     """The numbers that a part of the page shows."""
     return whole(locator.evaluate(READ))
@@ -190,7 +197,7 @@ def test_page_is_one_file_with_a_strict_policy(transformer):
     assert "default-src &#39;none&#39;; script-src &#39;sha256-" in page
     assert "http-equiv" in page
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
-    assert page.count("<script") == 4  # three of data, one that runs
+    assert page.count("<script") == 2  # one of data, one that runs
     assert "innerHTML" not in page
     assert "eval(" not in page
 
@@ -231,9 +238,9 @@ def test_both_languages_say_everything(architecture):
 
 def test_data_in_the_page_is_the_record(transformer):
     page = render(transformer)
-    blocks = dict(re.findall(r'<script type="[a-z/]+" id="(\w+)">(.*?)</script>', page, re.DOTALL))
-    stored = json.loads(blocks["record"])
-    data = zlib.decompress(base64.b64decode(blocks["arrays"]))
+    packed = re.search(r'<script type="text/plain" id="data">(.*?)</script>', page)[1]
+    text, _, data = zlib.decompress(base64.b64decode(packed)).partition(b"\0")
+    stored = json.loads(text)["record"]
 
     def same(mine, theirs):
         if isinstance(theirs, dict) and "data" in theirs:
@@ -329,7 +336,7 @@ def check_head(page, head, vectors, query, d_k):
 @needs_chromium
 def test_one_product_is_written_out(page):
     page.locator("#head tr[data-key='2'] button").click()
-    page.locator("#head details", has_text="terms").first.locator("summary").click()
+    unfold(page.locator("#head details", has_text="terms").first)
     rows = page.locator("#head table.terms tbody tr")
     running = 0.0
     for row in range(rows.count()):
@@ -391,6 +398,9 @@ def test_next_words_are_softmax_of_their_logits(transformer, page):
         logit, exp, prob = numbers(rows.nth(row))
         assert exp == pytest.approx(math.exp(logit))
         assert prob == pytest.approx(exp / total, rel=1e-5)
+    assert (
+        page.locator("#output math").last.text_content().endswith(f"{step['top'][0]['prob']:.4f}")
+    )
 
 
 @needs_chromium
@@ -410,6 +420,9 @@ def test_scores_of_recurrent_attention_add_up(rnn_attention, opened):
         assert np.array(terms).reshape(-1, 2).prod(1).sum() == pytest.approx(context)
         assert context == pytest.approx(array(detail["contexts"])[step][0], abs=1e-5)
     assert page.locator("#scores .note.bad").count() == 0
+    states = page.locator("#states").inner_text()
+    assert "reads in both directions" in states
+    assert "20 numbers" in states
 
 
 @needs_chromium
@@ -436,6 +449,18 @@ def test_language_switch(page):
     assert page.evaluate("document.activeElement.name") == "language"
     choose(page.get_by_label("English"))
     assert page.locator("html").get_attribute("lang") == "en"
+
+
+@needs_chromium
+def test_language_switch_keeps_what_is_open_and_names_the_tab(page):
+    box = page.locator("#tokens details")
+    unfold(box)
+    choose(page.get_by_label("中文"))
+    assert page.title() == "这句话是怎样翻译出来的 · litseq"
+    assert "逐步对照：读入与写出" in box.inner_text()
+    choose(page.get_by_label("English"))
+    assert page.title() == "How this sentence was translated · litseq"
+    box.locator("summary").click()
 
 
 @needs_chromium
@@ -492,6 +517,45 @@ def test_heads_of_the_page_are_the_models(transformer, page):
 
 
 @needs_chromium
+def test_only_heads_in_the_page_can_be_worked_through(transformer, opened):
+    record = copy.deepcopy(transformer)
+    detail = record["sentences"][0]["detail"]
+    kept = next(head for head in detail["heads"] if head["kind"] == "cross")
+    other = next(head for head in detail["heads"] if head["kind"] == "encoder")
+    detail["heads"] = [kept, other]
+    page = opened(record)
+    options = page.locator("#head select option")
+    assert [text.split(",")[0] for text in options.all_inner_texts()] == [
+        "Encoder self-attention",
+        "Cross-attention",
+    ]
+    for head in range(3):
+        page.locator(f"button.head[data-layer='{kept['layer']}'][data-head='{head}']").click()
+        action = page.locator("#attention .action")
+        assert action.is_enabled() == (head == kept["head"])
+        assert ("--head" in page.locator("#attention .actions").inner_text()) != (
+            head == kept["head"]
+        )
+
+
+@needs_chromium
+def test_signs_of_position_codes_are_told_apart(page):
+    row = page.locator("#positions .codes .code-row").nth(3)
+    cells = (
+        row.locator(".strip")
+        .first.locator("rect.cell")
+        .evaluate_all(
+            "nodes => nodes.map(node => [node.classList.contains('below'),"
+            " Number(node.getAttribute('fill-opacity'))])"
+        )
+    )
+    codes = [math.sin(3 / 10000 ** (2 * i / 12)) for i in range(6)]
+    assert [below for below, _ in cells] == [code < 0 for code in codes]
+    strengths = np.array([opacity for _, opacity in cells])
+    assert (strengths.argsort() == np.abs(codes).argsort()).all()
+
+
+@needs_chromium
 def test_words_join_pieces_and_rows_still_make_one(transformer, page):
     sentence = transformer["sentences"][0]
     choose(page.locator("#switches").get_by_label("Words", exact=True))
@@ -499,7 +563,7 @@ def test_words_join_pieces_and_rows_still_make_one(transformer, page):
     assert columns < len(sentence["src"]["tokens"])
     assert page.locator("#alignment g[role=row]").count() == rows
     assert page.locator("#alignment g[role=row]").first.locator("rect").count() == columns
-    page.locator("#alignment summary").click()
+    unfold(page.locator("#alignment details").first)
     lines = rows_of(page.locator("#alignment table tbody tr"))
     assert [sum(line) for line in lines] == pytest.approx([1] * rows, abs=1e-6)
     shown = numbers(page.locator("#overview .probabilities"))
@@ -617,10 +681,13 @@ def test_text_is_shown_and_never_run(name, opened, request):
     page = opened(record)
     for summary in page.locator("summary").all():
         summary.evaluate("node => node.parentNode.open = true")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.details-body')].every(n => n.hasChildNodes())"
+    )
     choose(page.get_by_label("中文"))
 
     assert page.locator("img, iframe, object, embed, b:not(.q, .kv)").count() == 0
-    assert page.locator("script").count() == 4
+    assert page.locator("script").count() == 2
     assert page.title().endswith("litseq")
     text = page.locator("body").inner_text()
     assert NASTY[0] in text
@@ -630,6 +697,16 @@ def test_text_is_shown_and_never_run(name, opened, request):
 
 
 # ---- access
+
+
+@needs_chromium
+def test_closing_sentence_follows_the_table(transformer, page):
+    rows = page.locator("#caution table.scores tbody tr")
+    shown = [(row.locator("th").inner_text(), numbers(row)) for row in rows.all()]
+    received = max(shown, key=lambda item: item[1][0])[0]
+    lost = max((item for item in shown if len(item[1]) == 3), key=lambda item: item[1][2])[0]
+    said = page.locator("#caution .note .token").all_inner_texts()
+    assert said == [received, lost]
 
 
 @needs_chromium
@@ -734,7 +811,7 @@ def test_colours_of_weights_grow_darker(page):
 @needs_chromium
 def test_pictures_have_the_same_numbers_as_a_table(page):
     box = page.locator("#alignment")
-    box.locator("summary").click()
+    unfold(box.locator("details").first)
     rows = box.locator("table tbody tr")
     for row in range(rows.count()):
         spoken = (

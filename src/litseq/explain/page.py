@@ -101,7 +101,7 @@ def render(record: dict[str, Any], *, language: str = "en") -> str:
     script = "\n".join(_bare(_read(name)) for name in SCRIPTS[architecture])
     style = _bare(_read("page.css"))
     arrays = bytearray()
-    without_arrays = _split(record, arrays)
+    data = {"texts": _needed(texts, architecture), "record": _split(record, arrays)}
     return (
         _environment()
         .get_template("template.html.j2")
@@ -112,9 +112,8 @@ def render(record: dict[str, Any], *, language: str = "en") -> str:
             model=record["model"],
             sections=SECTIONS[architecture],
             sentences=[_static(sentence) for sentence in record["sentences"]],
-            record=_embed(without_arrays),
-            arrays=_packed(bytes(arrays)),
-            texts=_packed(_compact(_needed(texts, architecture)).encode()),
+            # JSON writes no zero byte, so the first one ends it
+            data=_packed(_json(data) + b"\0" + arrays),
             script=Markup(script),
             style=Markup(style),
             policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
@@ -152,18 +151,10 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _embed(value: object) -> Markup:
-    """Writes JSON that stays data inside of a script element, whatever its strings hold."""
-    text = _compact(value)
-    for character in "<>&\u2028\u2029\0":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    # a lone surrogate has no UTF-8
-    text = "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
-    return Markup(text)
+def _json(value: object) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # a lone surrogate has no UTF-8; its escape is what JSON writes, too
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _split(value: Any, arrays: bytearray) -> Any:  # noqa: ANN401 - any JSON

@@ -35,6 +35,10 @@ parts.alignment = function drawAlignment(sentence) {
         onhover: (r) => show(r, links[r], true),
       },
     );
+    // begin at the surest row, the pieces at the boundaries aside
+    const surest = weights.map((row, r) =>
+      /^<|^\u2581?$/.test(labelsOf[r]) || columnsOf[links[r]].startsWith("<") ? 0 : row[links[r]]);
+    const first = argmax(surest);
     const grid = matrix({
       label: tell("alignment.matrix"), rows: labelsOf, columns: columnsOf,
       cell: (r, c) => ({ share: weights[r][c], text: format(weights[r][c], 2).replace("0.", ".") }),
@@ -43,7 +47,7 @@ parts.alignment = function drawAlignment(sentence) {
         { row: labelsOf[r], column: columnsOf[c], weight: format(weights[r][c], 2) },
       ),
       onmove: (r, c) => show(r, c),
-      start: [0, links[0]],
+      start: [first, links[first]],
     });
     function show(r, c, fromLines = false) {
       lines.highlight(r);
@@ -53,7 +57,7 @@ parts.alignment = function drawAlignment(sentence) {
         best: token(columnsOf[links[r]], 24), weight: number(weights[r][c], 3),
       }));
     }
-    show(0, links[0]);
+    show(first, links[first]);
     box.replaceChildren(
       h("div", { class: "pair" },
         h("div", {}, grid.element, line, legend("0", "1", tell("attention.weight"))),
@@ -67,7 +71,7 @@ parts.alignment = function drawAlignment(sentence) {
         "p",
         { class: "data-line" },
         tell("alignment.pharaoh"),
-        " ",
+        h("br"),
         h(
           "code",
           { class: "pharaoh" },
@@ -154,7 +158,10 @@ parts.caution = function drawCaution(sentence) {
           lost[s] === null ? "" : bar(Math.max(lost[s], 0) / mostLost, "second"),
         ]),
       }),
-      note("caution.read"));
+      note("caution.read", {
+        received: token(sentence.src.tokens[argmax(received)]),
+        lost: token(sentence.src.tokens[argmax(lost.map((x) => x ?? -Infinity))]),
+      }));
   }
   return parts;
 };

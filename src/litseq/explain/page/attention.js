@@ -152,11 +152,12 @@ parts.attention = function drawAttention(sentence) {
           h("p", { class: "axis" }, tell(`kind.${item.kind}_lines`)),
         )),
       h("div", { class: "actions" },
-        exact < 0 ? null : h(
+        h(
           "button",
-          { type: "button", class: "action", onclick: () => work(exact) },
+          { type: "button", class: "action", disabled: exact < 0, onclick: () => work(exact) },
           tell("attention.work_out"),
         ),
+        exact < 0 ? note("attention.not_kept") : null,
         asTable(
           {
             caption: name,
@@ -220,8 +221,8 @@ parts.attention = function drawAttention(sentence) {
   refresh();
   return [
     h("div", { class: "controls" }, kindChoice.element, norms),
-    about, grid, note("attention.grid"), large,
     norms ? note("attention.norms_text") : null,
+    about, grid, note("attention.grid"), large,
     summaryBox, note("attention.summary_text"),
     note("attention.steps"),
     sentence.left_out?.maps ? note(
@@ -235,23 +236,26 @@ parts.attention = function drawAttention(sentence) {
 parts.kinds = function drawKinds(sentence) {
   const { detail } = sentence;
   const [S, T] = [sentence.src.tokens.length, sentence.tgt.tokens.length];
-  const shape = (rows, columns) => `${rows} \u00d7 ${columns}`;
+  const shape = (rows, columns) => `${rows}\u00a0\u00d7\u00a0${columns}`;
   const dk = detail.d_k;
   const row = (kind, rows, columns) => {
+    const [from, to] = {
+      encoder: ["source", "source"], decoder: ["output", "output"], cross: ["output", "source"],
+    }[kind].map((side) => ` (${tell(`overview.${side}`)})`);
     const items = detail.attention.filter((item) => item.kind === kind);
     return [
       kindName(kind), tell(`kinds.${kind}_q`), tell(`kinds.${kind}_kv`),
       h(
         "span",
         { class: "shapes" },
-        `Q ${shape(rows, dk)}`,
+        `Q ${shape(rows, dk)}${from}`,
         h("br"),
-        `K ${shape(columns, dk)}`,
+        `K ${shape(columns, dk)}${to}`,
         h("br"),
-        `V ${shape(columns, dk)}`,
+        `V ${shape(columns, dk)}${to}`,
       ),
       shape(rows, columns), maskPicture(kind, rows, columns),
-      `${items.length} \u00d7 ${items[0]?.weights.shape[0] ?? 0}`,
+      shape(items.length, items[0]?.weights.shape[0] ?? 0),
     ];
   };
   return [

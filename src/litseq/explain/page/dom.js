@@ -6,7 +6,6 @@ const MATHML = "http://www.w3.org/1998/Math/MathML";
 /** Sections that this page draws, by their ids: each file below adds its own. */
 const parts = {};
 
-const texts = JSON.parse(new TextDecoder().decode(await inflate("texts")));
 let language = document.documentElement.lang.startsWith("zh") ? "zh" : "en";
 
 function build(node, properties, children) {
@@ -32,14 +31,24 @@ const lookUp = (key) => key.split(".").reduce((node, part) => node?.[part], text
 /** A text as nodes: "{name}" is replaced by what vars hold, strings or elements. */
 function say(key, vars = {}) {
   const fragment = document.createDocumentFragment();
-  for (const [index, part] of lookUp(key).split(/\{(\w+)\}/).entries()) {
-    fragment.append(...(index % 2 ? [vars[part] ?? ""] : withSubscripts(part)));
+  for (const [index, part] of lookUp(key).split(/(\u221a?\{\w+\})/).entries()) {
+    if (index % 2 === 0) fragment.append(...withSubscripts(part));
+    else {
+      const value = vars[part.match(/\w+/)[0]] ?? "";
+      fragment.append(part.startsWith("\u221a") ? radical(value) : value);
+    }
   }
   return fragment;
 }
 /** Writes d_k and W_O as mathematics does. */
-const withSubscripts = (text) => text.split(/([A-Za-z]_[A-Za-z])/).map((part, index) =>
-  index % 2 ? h("var", {}, part[0], h("sub", {}, part[2])) : part);
+const withSubscripts = (text) => text.split(/(\u221a?[A-Za-z]_[A-Za-z])/).map((part, index) => {
+  if (index % 2 === 0) return part;
+  const symbol = h("var", {}, part.at(-3), h("sub", {}, part.at(-1)));
+  return part.startsWith("\u221a") ? radical(symbol) : symbol;
+});
+/** A square root; the style draws the sign, for no two fonts place theirs alike. */
+const radical = (inside) =>
+  h("span", { class: "root" }, h("span", { class: "unseen" }, "\u221a"), inside);
 
 /** A text as a string, for labels and for what is spoken. */
 const tell = (key, vars) => say(key, vars).textContent;
@@ -89,11 +98,10 @@ const spoken = (text) => clip(visible(unmarked(text)), 40);
 // SentencePiece marks the beginning of a word; the mark is shown, but must not shout.
 const WORD_MARK = "\u2581";
 const unmarked = (text) => (text.length > 1 && text.startsWith(WORD_MARK) ? text.slice(1) : text);
-const quietMark = (text, make, tag) =>
-  text.startsWith(WORD_MARK) && text.length > 1 ? [
-    make(tag, { class: "word-mark" }, WORD_MARK),
-    text.slice(1),
-  ] : text;
+function quietMark(text, make, tag) {
+  const [, place = "", rest] = /^(\d+ \u00b7 )?\u2581(.+)$/s.exec(text) ?? [];
+  return rest ? [place, make(tag, { class: "word-mark" }, WORD_MARK), rest] : text;
+}
 
 // ---- numbers
 
@@ -129,7 +137,8 @@ const factor = (x) => (x < 0 ? `(${format(x, 3)})` : format(x, 3));
 const number = (value, digits = 2, shown = format(value, digits)) =>
   h("data", { class: "number", value: String(value), dataset: { value: String(value) } }, shown);
 const wide = (value) => number(value, 0, formatWide(value));
-const percent = (value) => number(value, 0, `${format(100 * value, 1)} %`);
+const percent = (value) =>
+  number(value, 0, `${value > 0 && value < 0.0005 ? "<0.1" : format(100 * value, 1)} %`);
 
 // ---- controls
 
@@ -151,11 +160,12 @@ function choice({ legend, name, options, selected, onchange, style = "segments" 
   return { element: field, select: (index) => (inputs[index].checked = true) };
 }
 
-function dropdown({ label, options, selected, onchange }) {
+function dropdown({ label, options, selected, onchange, order = range(options.length) }) {
   const select = h(
     "select",
     { onchange: (event) => onchange(Number(event.target.value)) },
-    options.map((text, index) => h("option", { value: index, selected: index === selected }, text)),
+    order.map((index) =>
+      h("option", { value: index, selected: index === selected }, options[index])),
   );
   return { element: h("label", { class: "field" }, h("span", {}, label), select), select };
 }
@@ -305,9 +315,17 @@ const frac = (above, below) => math("mfrac", above, below);
 const sup = (base, exponent) => math("msup", base, exponent);
 const sub = (base, index) => math("msub", base, index);
 const sqrt = (inside) => math("msqrt", inside);
+/** A formula that may break before each of its equals signs. */
 function formula(...parts) {
-  const element = math("math", mrow(...parts));
-  element.setAttribute("display", "block");
-  return h("div", { class: "formula" }, element);
+  const lines = [[]];
+  for (const part of parts) {
+    if (part.textContent === "=") lines.push([]);
+    lines.at(-1).push(part);
+  }
+  return h("div", { class: "formula" }, lines.map((line) => {
+    const element = math("math", math("mstyle", ...line));
+    element.firstChild.setAttribute("displaystyle", "true");
+    return element;
+  }));
 }
 const mv = (x, digits) => mn(format(x, digits));

@@ -46,6 +46,13 @@ function tellingQuery(head, queries) {
   return argmax(telling);
 }
 
+/** Places of the heads in the order of the network, whatever the record's. */
+const inOrder = (heads) => {
+  const kinds = ["encoder", "decoder", "cross"];
+  const place = ({ kind, layer, head }) => 1e6 * kinds.indexOf(kind) + 1e3 * layer + head;
+  return range(heads.length).sort((a, b) => place(heads[a]) - place(heads[b]));
+};
+
 parts.head = function drawHead(sentence) {
   const { detail } = sentence;
   if (detail.heads.length === 0) return [note("head.absent")];
@@ -81,6 +88,7 @@ parts.head = function drawHead(sentence) {
   const heads = dropdown({
     label: tell("head.which"),
     options: detail.heads.map((item) => headName(item.kind, item.layer, item.head)),
+    order: inOrder(detail.heads),
     selected: chosen.index,
     onchange: (index) => {
       Object.assign(chosen, { index, query: null, key: null });
@@ -152,7 +160,7 @@ function stepVectors({ detail, head, queries, keys, numbers, chosen }) {
         ...shown.map(([letter, , text]) => h("span", {}, `${letter} `, token(text, 16))),
       ],
       rows: range(detail.d_k).map(
-        (d) => [String(d + 1), ...shown.map(([, values]) => number(values[d], 4))],
+        (d) => [String(d), ...shown.map(([, values]) => number(values[d], 4))],
       ),
     })),
   ];
@@ -197,7 +205,7 @@ function stepProduct({ detail, queries, keys, numbers, chosen }) {
       head: [tell("positions.dimension"), "q", "k", "q \u00d7 k", tell("head.so_far")],
       rows: terms.map(
         (term, d) => [
-          String(d + 1),
+          String(d),
           number(q[d], 4),
           number(key[d], 4),
           number(term, 4),
@@ -213,7 +221,6 @@ function stepSoftmax({ detail, head, keys, numbers, chosen, update }) {
   const { products, masked, softmax: result, divisor, ownWeights, root } = numbers;
   const divided = Math.abs(divisor - 1) > 1e-9;
   const causal = head.kind === "decoder";
-  const most = Math.max(...result.weights);
   const columns = [
     tell("head.key"), "q \u00b7 k",
     ...(
@@ -221,8 +228,8 @@ function stepSoftmax({ detail, head, keys, numbers, chosen, update }) {
         h(
           "span",
           {},
-          "\u00f7 \u221a",
-          h("var", {}, "d", h("sub", {}, "k")),
+          "\u00f7 ",
+          radical(h("var", {}, "d", h("sub", {}, "k"))),
           ` = ${short(divisor)}`,
         ),
       ] : []
@@ -249,7 +256,7 @@ function stepSoftmax({ detail, head, keys, numbers, chosen, update }) {
       causal ? h("td", {}, hidden ? "\u2212\u221e" : "\u2713") : null,
       h("td", {}, hidden ? number(0, 0, "0") : wide(result.exps[key])),
       h("td", { class: "weight" }, number(result.weights[key], 4)),
-      h("td", { class: "bar-cell" }, bar(result.weights[key] / most)));
+      h("td", { class: "bar-cell" }, bar(result.weights[key])));
   });
   const span = 2 + Number(divided) + Number(causal);
   const foot = h(
@@ -273,7 +280,7 @@ function stepSoftmax({ detail, head, keys, numbers, chosen, update }) {
     causalNote,
     result.shift ? note("head.shift", { shift: number(result.shift, 2) }) : null,
     table({ caption: tell("head.table"), className: "scores", head: columns, rows, foot: [foot] }),
-    formula(mi("weight"), mo("("), math(
+    formula(mi(tell("head.weight").toLowerCase()), mo("("), math(
       "mtext",
       clip(visible(unmarked(keys[chosen.key])), 16),
     ), mo(")"), mo("="),
@@ -286,7 +293,7 @@ function stepSoftmax({ detail, head, keys, numbers, chosen, update }) {
   ];
 }
 
-const formulaRoot = (dk, root) => `\u221a${dk} = ${short(root)}`;
+const formulaRoot = (dk, value) => h("span", {}, radical(String(dk)), ` = ${short(value)}`);
 
 function stepDivision({ detail, head, keys, numbers }) {
   const { ways, divisors, root } = numbers;
@@ -325,7 +332,7 @@ function stepDivision({ detail, head, keys, numbers }) {
       ), ...dimensions(detail.d_k),
     })),
     h("div", { class: "ways" },
-      card(divided, tell("head.divided", { root: formulaRoot(detail.d_k, root) })),
+      card(divided, say("head.divided", { root: formulaRoot(detail.d_k, root) })),
       card(plain, tell("head.plain"))),
     paragraph("head.why_saturates"),
   ];
@@ -334,7 +341,7 @@ function stepDivision({ detail, head, keys, numbers }) {
 function stepSum({ detail, keys, numbers, chosen, update }) {
   const { v, softmax: { weights }, output, ownOutput } = numbers;
   const d = chosen.dimension;
-    const heavy = range(keys.length).filter((key) => weights[key] >= 0.02);
+  const heavy = range(keys.length).filter((key) => weights[key] >= 0.02);
   const mostOut = largestSize(
     [...output, ...heavy.flatMap((key) => v[key].map((x) => x * weights[key]))],
   );
@@ -348,9 +355,13 @@ function stepSum({ detail, keys, numbers, chosen, update }) {
     ),
   ]);
   const difference = largestDifference(output, ownOutput);
+  const dimensionText = tell(
+    "head.dimension_value",
+    { d: String(d), last: String(detail.d_k - 1) },
+  );
   const dimension = h("input", {
     type: "range", min: 0, max: detail.d_k - 1, value: d, dataset: { focus: "dimension" },
-    "aria-valuetext": tell("head.dimension_value", { d: String(d + 1), ...dimensions(detail.d_k) }),
+    "aria-valuetext": dimensionText,
     oninput: () => { chosen.dimension = Number(dimension.value); update(); },
   });
   const verdict = chosen.other ? note("head.not_own_output") : note("head.own_output", {
@@ -372,18 +383,14 @@ function stepSum({ detail, keys, numbers, chosen, update }) {
     h("div", {
       class: "controls",
     }, h("label", { class: "field" }, h("span", {}, tell("head.dimension")), dimension,
-      h(
-        "output",
-        {},
-        tell("head.dimension_value", { d: String(d + 1), ...dimensions(detail.d_k) }),
-      ))),
+      h("output", {}, dimensionText))),
     h("p", { class: "written weighted" }, parts, " = ", h("strong", {}, number(output[d], 4))),
     verdict,
     details(tell("head.all_outputs", dimensions(detail.d_k)), () => table({
       caption: tell("head.weighted"),
       className: "compact",
       head: [tell("positions.dimension"), tell("head.computed"), tell("head.models_own")],
-      rows: output.map((x, i) => [String(i + 1), number(x, 6), number(ownOutput[i], 6)]),
+      rows: output.map((x, i) => [String(i), number(x, 6), number(ownOutput[i], 6)]),
     })),
   ];
 }

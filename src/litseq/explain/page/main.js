@@ -3,19 +3,23 @@
 // What a change between words and pieces touches.
 const WORDED = ["overview", "attention", "alignment"];
 
-const record = unpack(JSON.parse(textOf("record")), await inflate("arrays"));
+const record = unpack(packedRecord, bytes.subarray(jsonEnd + 1));
 
 function redraw(name) {
   const figure = document.querySelector(`#${name} > .part`);
-  figure?.replaceChildren(
+  if (!figure) return null;
+  const opened = [...figure.querySelectorAll("details")].map((element) => element.open);
+  figure.replaceChildren(
     ...[parts[name](record.sentences[state.sentence])].flat(3).filter(Boolean),
   );
+  figure.querySelectorAll("details").forEach((element, i) => (element.open = opened[i] ?? false));
   return figure;
 }
 const redrawAll = () => Object.keys(parts).forEach(redraw);
 
 function speakLanguage() {
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
+  document.title = `${tell("page.title")} \u00b7 litseq`;
   document.querySelectorAll("[data-text]").forEach(
     (node) => (node.textContent = tell(node.dataset.text)),
   );
@@ -49,8 +53,10 @@ function drawSwitches() {
       redrawCanvases();
     },
   });
+  const sections = [...document.querySelectorAll("main section")].map((section) => section.id);
+  const worded = WORDED.map((name) => sections.indexOf(name) + 1).filter(Boolean).join(", ");
   const words = choice({
-    legend: tell("page.units"), name: "units", options: [
+    legend: tell("page.units", { sections: worded }), name: "units", options: [
       tell("page.pieces"),
       tell("page.words"),
     ], selected: Number(state.words),
@@ -91,6 +97,8 @@ function followReading() {
 }
 
 document.documentElement.classList.add("scripted");
+// where the list of sections stands above the text, it must not fill the first screen
+document.querySelector("nav details").open = matchMedia("(min-width: 60rem)").matches;
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCanvases);
 drawSwitches();
 redrawAll();

@@ -205,8 +205,9 @@ const redrawCanvases = () =>
   document.querySelectorAll("canvas.thumbnail").forEach((canvas) => canvas.redraw());
 
 /** The scale of the shades. */
-function legend(low, high, label) {
+function legend(low, high, label, signed = false) {
   const steps = range(24);
+  const share = (step) => (signed ? (2 * step) / 23 - 1 : step / 23);
   return h(
     "div",
     { class: "legend" },
@@ -217,11 +218,11 @@ function legend(low, high, label) {
         (step) => svg(
           "rect",
           {
-            class: "cell",
+            class: shadeClass(share(step)),
             x: step,
             width: 1.02,
             height: 1,
-            "fill-opacity": shadeOf(step / 23).toFixed(3),
+            "fill-opacity": shadeOf(Math.abs(share(step))).toFixed(3),
           },
         ),
       )),
@@ -229,17 +230,20 @@ function legend(low, high, label) {
   );
 }
 
+/** Of either sign: a second hue below zero, and zero is the paper. */
+const shadeClass = (share) => (share < 0 ? "cell below" : "cell");
+
 /** Numbers of either sign as one strip of shades, from -most to most. */
 function strip(values, most, { className = "", mark = null, label = null } = {}) {
   const cells = values.map((number, i) =>
     svg(
       "rect",
       {
-        class: "cell",
+        class: shadeClass(number),
         x: i,
         width: 1.02,
         height: 1,
-        "fill-opacity": shadeOf((number / most + 1) / 2).toFixed(3),
+        "fill-opacity": shadeOf(Math.abs(number) / most).toFixed(3),
       },
     ),
   );
@@ -298,7 +302,7 @@ function tokenLines({ rows: allRows, columns: allColumns, weights, label, onhove
       return svg("path", {
         d: `M${side} ${from} C${middle} ${from} ${middle} ${to} ${side + gap} ${to}`,
         "stroke-opacity": shadeOf(share).toFixed(3),
-        "stroke-width": (0.8 + 2.6 * share).toFixed(2),
+        "stroke-width": (1.2 + 5 * share).toFixed(2),
       });
     })),
   );
@@ -392,8 +396,13 @@ function chart(
   const y = (value) => height - bottom - (
     (scaleY(value) - low) / (high - low || 1)
   ) * (height - bottom - top);
+  // a logarithmic scale has its two ends, and the powers of ten that do not touch them
+  const apart = (power) => Math.min(power - low, high - power) > (high - low) / 12;
+  const powers = range(Math.floor(high) - Math.ceil(low) + 1).map((i) => Math.ceil(low) + i);
+  const roomFor = (value) =>
+    value !== null && Math.min(value - first, last - value) > (last - first) / 12;
   const marks = log
-    ? range(Math.floor(high) - Math.ceil(low) + 1).map((i) => 10 ** (Math.ceil(low) + i))
+    ? [low, ...powers.filter(apart), high].map((power) => 10 ** power)
     : (ticks ?? [low, (low + high) / 2, high]);
   return svg(
     "svg",
@@ -406,7 +415,7 @@ function chart(
         short(tick).length > 6 ? formatWide(tick) : short(tick),
       ),
     ]),
-    [first, last].map(
+    [first, ...(roomFor(mark) ? [mark] : []), last].map(
       (tick) => svg(
         "text",
         { class: "tick middle", x: x(tick), y: height - bottom + 14 },

@@ -22,7 +22,7 @@ parts.memory = function drawMemory(sentence) {
   if (same.length === memory.layers.length) {
     verdicts.push(
       note(
-        "memory.same",
+        same.length === 2 ? "memory.same_both" : "memory.same",
         { count: String(same.length), digest: h("code", {}, memory.digest) },
         { class: "note good" },
       ),
@@ -56,7 +56,7 @@ parts.memory = function drawMemory(sentence) {
       h("div", { class: "layer-box" },
         h("strong", {}, tell("memory.layer", { layer: String(layer.layer + 1) })),
         layer.digest === null ? h("span", {}, tell("memory.never")) : [
-          h("span", {}, h("b", { class: "kv" }, "K, V"), " ", say(
+          h("span", {}, h("b", { class: "kv" }, tell("memory.kv")), " ", say(
             "memory.receives",
             { digest: h("code", { class: "digest" }, layer.digest) },
           ), " ",
@@ -82,6 +82,5 @@ parts.memory = function drawMemory(sentence) {
     diagram,
     verdicts,
     note("memory.digest_text"),
-    paragraph("memory.why"),
   ];
 };

@@ -1,13 +1,18 @@
 // The record's numbers, and the little arithmetic that the page does with them, in doubles.
 
-const textOf = (id) => document.getElementById(id).textContent;
-
-/** Bytes that the page holds as base64 of a zlib stream. */
-async function inflate(id) {
-  const packed = Uint8Array.from(atob(textOf(id)), (character) => character.charCodeAt(0));
+/** What the page holds as base64 of a zlib stream: JSON, a zero byte, the numbers of arrays. */
+async function inflate() {
+  const text = atob(document.getElementById("data").textContent);
+  const packed = Uint8Array.from(text, (character) => character.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
+
+const bytes = await inflate();
+const jsonEnd = bytes.indexOf(0);
+const { texts, record: packedRecord } = JSON.parse(
+  new TextDecoder().decode(bytes.subarray(0, jsonEnd)),
+);
 
 const TYPES = { float32: Float32Array, uint8: Uint8Array };
 

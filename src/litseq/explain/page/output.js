@@ -51,7 +51,7 @@ parts.output = function drawOutput(sentence) {
         frac(
           sup(mi("e"), mv(best.logit, 3)),
           mn(formatWide(total)),
-        ), mo("="), mv(Math.exp(best.logit - step.logsumexp), 4)),
+        ), mo("="), mv(best.prob, 4)),
       written === 0 ? "" : note(
         written > 0 ? "output.not_best" : "output.not_in_top",
         {

@@ -4,7 +4,7 @@
 const state = {
   sentence: 0,
   words: false,
-  cell: { position: 3, pair: 4 },
+  cell: { position: 3, pair: 2 },
   map: { kind: null, layer: 0, head: 0, norms: false },
   head: { index: null, query: null, key: null, dimension: 0, other: false },
   output: { step: 0 },

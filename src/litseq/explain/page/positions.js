@@ -13,7 +13,7 @@ parts.positions = function drawPositions(sentence) {
   const own = rowsOf(positions.src);
   const sinusoidal = positions.kind === "sinusoidal";
   const codes = sinusoidal ? tokens.map((_, position) => codeOf(position, dModel)) : own;
-  const labels = codes.map((_, i) => `${i}  ${clip(visible(tokens[i] ?? ""), 9)}`);
+  const labels = codes.map((_, i) => `${i} \u00b7 ${clip(visible(tokens[i] ?? ""), 9)}`);
   const cell = state.cell;
   cell.position = clamp(cell.position, 0, codes.length - 1);
   cell.pair = clamp(cell.pair, 0, dModel / 2 - 1);
@@ -37,11 +37,13 @@ parts.positions = function drawPositions(sentence) {
     pair.value = cell.pair;
     pairText.textContent = tell(
       "positions.pair_value",
-      { i: String(cell.pair), last: String(dModel / 2 - 1) },
+      {
+        i: String(cell.pair), even: String(2 * cell.pair), odd: String(2 * cell.pair + 1),
+      },
     );
     picture.replaceChildren(...codes.map((code, i) =>
       h("div", { class: sinusoidal && i === cell.position ? "code-row here" : "code-row" },
-        h("span", { class: "code-label" }, h("bdi", {}, labels[i])),
+        h("span", { class: "code-label" }, h("bdi", {}, quietMark(labels[i], h, "span"))),
         // sines and cosines stand apart: interleaved, their stripes would hide the waves
         sinusoidal
           ? [0, 1].map(
@@ -87,7 +89,7 @@ parts.positions = function drawPositions(sentence) {
       "common.cut",
       { most: String(MOST_DRAWN) },
     ) : null,
-    legend(format(-most, 1), format(most, 1), tell("common.scale")),
+    legend(format(-most, 1), format(most, 1), tell("common.scale"), true),
     details(tell("common.as_table"), () => table({
       caption: tell("positions.picture"),
       className: "compact",
@@ -111,7 +113,13 @@ parts.positions = function drawPositions(sentence) {
 function workOut({ position, pair }, dModel, own, codes) {
   const power = 10000 ** ((2 * pair) / dModel);
   const angle = position / power;
-  const exponent = (top) => sup(mn("10000"), mrow(top, mo("/"), mn(String(dModel))));
+  const exponent = (top, size = mn(String(dModel))) =>
+    sup(mn("10000"), mrow(top, mo("/"), size));
+  const symbol = (name, index) => [
+    sub(mi("PE"), mrow(mi("pos"), mo(","), index)), mo("="),
+    mi(name), mo("("), frac(mi("pos"), exponent(mrow(mn("2"), mi("i")), mi("d"))), mo(")"),
+  ];
+  const twice = () => mrow(mn("2"), mi("i"));
   const line = (name, index, result) => formula(
     sub(mi("PE"), mrow(mn(String(position)), mo(","), mn(String(index)))), mo("="),
     mi(name), mo("("), frac(mn(String(position)), exponent(mn(String(2 * pair)))), mo(")"), mo("="),
@@ -128,7 +136,10 @@ function workOut({ position, pair }, dModel, own, codes) {
   const fine = range(12 * (steps.length - 1) + 1).map((i) => i / 12);
   return [
     subheading("positions.rule"),
-    paragraph("positions.rule_text"),
+    paragraph("positions.rule_text", { size: String(dModel) }),
+    formula(...symbol("sin", twice())),
+    formula(...symbol("cos", mrow(twice(), mo("+"), mn("1")))),
+    paragraph("positions.rule_here", { position: String(position), i: String(pair) }),
     line("sin", 2 * pair, Math.sin(angle)),
     line("cos", 2 * pair + 1, Math.cos(angle)),
     h("p", { class: "data-line" }, say("positions.numbers", {
@@ -209,7 +220,7 @@ function drawProducts(codes, labels, sinusoidal) {
   show(Math.min(3, codes.length - 1), Math.min(5, codes.length - 1));
   const by = sinusoidal ? h("div", { class: "beside" },
     chart({
-      label: tell("positions.by_distance"), xs: range(codes.length), 
+      label: tell("positions.by_distance"), xs: range(codes.length),
       xLabel: tell("positions.by_distance"), yLabel: "",
       series: [{ values: products[0], className: "first", dots: true }],
     })) : null;

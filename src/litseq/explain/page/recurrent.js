@@ -6,18 +6,18 @@ const pictureRows = (picture) => {
   return rowsOf(picture).map((row) => row.map((share) => low + share * (high - low)));
 };
 
-function statePicture(title, text, picture, tokens) {
+function statePicture(title, text, picture, tokens, size) {
   const rows = pictureRows(picture);
   const most = largestSize(picture.range);
   return [
     subheading(title),
-    paragraph(text, { count: String(rows[0].length) }),
+    paragraph(text, { count: String(rows[0].length), size: String(size) }),
     h("div", { class: "codes" }, rows.map((values, i) => h("div", { class: "code-row" },
       h("span", { class: "code-label" }, token(tokens[i], 12)), strip(values, most)))),
-    legend(format(-most, 2), format(most, 2), tell("common.scale")),
+    legend(format(-most, 2), format(most, 2), tell("common.scale"), true),
     details(tell("common.as_table"), () => table({
       caption: tell(title), className: "compact",
-      head: [tell("tokens.token"), ...range(rows[0].length).map((d) => String(d + 1))],
+      head: [tell("tokens.token"), ...range(rows[0].length).map(String)],
       rows: rows.map((values, i) => [token(tokens[i], 16), ...values.map((x) => number(x, 2))]),
     })),
   ];
@@ -25,20 +25,39 @@ function statePicture(title, text, picture, tokens) {
 
 parts.states = function drawStates(sentence) {
   const { detail, src, tgt_in: read } = sentence;
+  const { rnn_type: type = "rnn", bidirectional: both, hidden_size: size } = record.model.options;
+  const hidden = (arrow, ...time) =>
+    sub(arrow ? math("mover", mi("h"), mo(arrow)) : mi("h"), mrow(mi("t"), ...time));
+  const step = (arrow, sign) => formula(
+    hidden(arrow),
+    mo("="),
+    mi(type.toUpperCase()),
+    mo("("),
+    sub(mi("x"), mi("t")),
+    mo(","),
+    hidden(arrow, mo(sign), mn("1")),
+    mo(")"),
+  );
+  const [forwards, backwards] = ["\u2192", "\u2190"];
+  const joined = () => formula(
+    hidden(), mo("="), mo("["), hidden(forwards), mo(";"), hidden(backwards), mo("]"),
+  );
   return [
-    formula(
-      sub(mi("h"), mi("t")),
-      mo("="),
-      mi(record.model.options.rnn_type ?? "rnn"),
-      mo("("),
-      sub(mi("x"), mi("t")),
-      mo(","),
-      sub(mi("h"), mrow(mi("t"), mo("\u2212"), mn("1"))),
-      mo(")"),
+    both ? [step(forwards, "\u2212"), step(backwards, "+"), joined()] : step(null, "\u2212"),
+    statePicture(
+      "states.encoder",
+      both ? "states.encoder_both" : "states.encoder_text",
+      detail.encoder_states,
+      src.tokens,
+      size * (both ? 2 : 1),
     ),
-    statePicture("states.encoder", "states.encoder_text", detail.encoder_states, src.tokens),
     detail.reverse_source ? note("states.reversed") : null,
-    statePicture("states.decoder", "states.decoder_text", detail.decoder_states, read.tokens),
+    statePicture(
+      "states.decoder", "states.decoder_text", detail.decoder_states, read.tokens, size,
+    ),
+    paragraph(
+      detail.context_at_every_step === false ? "states.predicts" : "states.predicts_context",
+    ),
   ];
 };
 
@@ -72,8 +91,10 @@ const SCORE = {
 
 parts.scores = function drawScores(sentence) {
   const { detail, src, tgt } = sentence;
+  // both kinds of learned score work at the decoder's size
+  const about = paragraph(`scores.${detail.score}`, { dk: String(detail.hidden_size) });
   if (!detail.step || !detail.queries || !detail.contexts || !detail.scores) {
-    return [paragraph(`scores.${detail.score}`), note("scores.too_long")];
+    return [about, note("scores.too_long")];
   }
   const chosen = state.scores;
   chosen.step ??= detail.step.index;
@@ -102,7 +123,7 @@ parts.scores = function drawScores(sentence) {
   update();
   return [
     formula(
-      mi("score"),
+      mi(tell("scores.name")),
       mo("("),
       mi("s"),
       mo(","),
@@ -111,7 +132,7 @@ parts.scores = function drawScores(sentence) {
       mo("="),
       ...SCORE[detail.score](),
     ),
-    paragraph(`scores.${detail.score}`),
+    about,
     words.element,
     steps,
   ];
@@ -154,7 +175,7 @@ function scoreStep(sentence, chosen, update) {
     h(
       "p",
       { class: "written" },
-      "score(",
+      `${tell("scores.name")}(`,
       token(tgt.tokens[chosen.step], 16),
       ", ",
       token(src.tokens[chosen.key], 16),
@@ -178,7 +199,7 @@ function scoreStep(sentence, chosen, update) {
       ],
       rows: terms.map(
         (x, d) => [
-          String(d + 1),
+          String(d),
           ...(
             energy ? [energy[d], query[d], key[d], inner[d]] : [query[d], key[d]]
           ).map((y) => number(y, 4)),
@@ -194,7 +215,6 @@ function weightStep({ detail, src }, chosen, update) {
   const scores = vector(detail.scores, chosen.step);
   const own = vector(detail.weights, chosen.step);
   const result = softmax(scores);
-  const most = Math.max(...result.weights);
   const difference = largestDifference(result.weights, own);
   return [
     subheading("scores.softmax"),
@@ -228,7 +248,7 @@ function weightStep({ detail, src }, chosen, update) {
           { class: "weight" },
           number(result.weights[key], 4),
         ),
-        h("td", { class: "bar-cell" }, bar(result.weights[key] / most)))),
+        h("td", { class: "bar-cell" }, bar(result.weights[key])))),
       foot: [
         h(
           "tr",
@@ -244,7 +264,7 @@ function weightStep({ detail, src }, chosen, update) {
       "p",
       { class: "data-line" },
       tell("attention.entropy"),
-      " ",
+      "\u2002",
       number(entropy(result.weights), 3),
     ),
     note(
@@ -323,6 +343,7 @@ parts.context = function drawContext(sentence) {
     (i) => context.slice(128 * i, 128 * (i + 1)),
   );
   return [
+    record.model.options.bidirectional ? paragraph("context.both") : null,
     subheading("context.vector"),
     paragraph(
       detail.context_at_every_step ? "context.every_step" : "context.start_only",
@@ -362,7 +383,7 @@ parts.context = function drawContext(sentence) {
         series: [{ values: lengths.map((n) => context.length / n), className: "first" }],
       },
     ),
-    h("p", { class: "axis" }, tell("context.per_token_chart")),
+    h("p", { class: "axis" }, tell("context.log")),
     details(
       tell("common.as_table"),
       () => table(
