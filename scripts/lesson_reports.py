@@ -114,4 +114,4 @@ def _choose(page: Page, shot: Shot) -> None:
         page.locator("input[name=step-of-scores]").nth(2).evaluate("radio => radio.click()")
 
 
-_LESSONS_HEAD = ("Encoder self-attention, layer 1, head 3", "编码器自注意力，第 1 层，第 3 头")
+_LESSONS_HEAD = ("Encoder self-attention, layer 1, head 3", "编码器自注意力，第 1 层，第 3 个头")
