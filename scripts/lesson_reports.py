@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
@@ -33,6 +34,7 @@ class Shot:
         section: Id of the page's section.
         first: Number of the sub-heading that it begins with. None: the section's own heading.
         last: Number of the sub-heading before which it ends. None: the end of the section.
+        theme: The theme of the page.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Shot:
     section: str
     first: int | None = None
     last: int | None = None
+    theme: Literal["light", "dark"] = "light"
 
 
 SHOTS = (
@@ -49,6 +52,7 @@ SHOTS = (
     Shot("explain-arithmetic", "transformer", "head", first=1, last=3),
     Shot("explain-memory", "transformer", "memory"),
     Shot("explain-positions", "transformer", "positions", first=1, last=2),
+    Shot("explain-attention-dark", "transformer", "attention", theme="dark"),
 )
 
 
@@ -65,14 +69,13 @@ def photograph(runs: Path, folder: Path, *, languages: tuple[str, ...]) -> None:
                 file = Path(home) / f"{run}.{language}.html"
                 file.write_text(render(record, language=language))
                 page = browser.new_page(
-                    viewport={"width": WIDTH, "height": 900},
-                    color_scheme="light",
-                    device_scale_factor=SCALE,
+                    viewport={"width": WIDTH, "height": 900}, device_scale_factor=SCALE
                 )
                 page.goto(file.as_uri())
                 suffix = "" if language == "en" else f".{language}"
                 for shot in SHOTS:
                     if shot.run == run:
+                        page.emulate_media(color_scheme=shot.theme)
                         _shoot(page, shot, folder / f"{shot.name}{suffix}.png")
                 page.close()
         browser.close()
