@@ -34,7 +34,7 @@ _CELLS = (0.17, 0.34)
 _GAP, _MARGIN = 0.22, 0.15
 _BAR = 0.75  # the colour scale, its numbers included
 _MIN_WIDTH = 4.2  # room for a title
-_DPI = 120
+_DPI = 100
 _LABEL_COLUMNS = 16
 
 _INK, _GREY = "#1b1b1f", "#5f6368"
