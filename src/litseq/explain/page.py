@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import struct
 import unicodedata
 import zlib
 from functools import cache
@@ -15,6 +14,8 @@ from typing import Any, Literal, get_args
 
 import jinja2
 from markupsafe import Markup
+
+from litseq.explain.arrays import tensor_of
 
 __all__ = ["Language", "render"]
 
@@ -238,10 +239,6 @@ def _alignment(detail: dict[str, Any]) -> list[list[float]] | None:
 
 def _rows(array: dict[str, Any]) -> list[list[float]]:
     """Unpacks an array of weights to rows of its last dimension."""
-    data = base64.b64decode(array["data"])
-    size = array["shape"][-1]
-    if array["dtype"] == "uint8":
-        values = [byte / 255 for byte in data]
-    else:
-        values = list(struct.unpack(f"<{len(data) // 4}f", data))
-    return [values[i : i + size] for i in range(0, len(values), size)]
+    weights = tensor_of(array).double().flatten(0, -2)
+    rows: list[list[float]] = (weights / 255 if array["dtype"] == "uint8" else weights).tolist()
+    return rows

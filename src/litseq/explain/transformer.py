@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Head:
                 f"a head is written kind:layer:head, such as cross:2:4, got {text!r}; kinds are "
                 f"{', '.join(kinds)}, layers and heads count from 1."
             )
-        kind: Literal["encoder", "decoder", "cross"] = found[1]  # type: ignore[assignment]
+        kind = cast("AttentionKind", found[1])
         return cls(kind, int(found[2]) - 1, int(found[3]) - 1)
 
     def __str__(self) -> str:
