@@ -16,6 +16,7 @@ COMMANDS = {
     "test": ("--ckpt_path", "--trainer.limit_test_batches", "--config"),
     "predict": ("--ckpt_path", "--trainer.limit_predict_batches", "--config"),
     "translate": ("--ckpt", "--input", "--output", "--format", "--n_best", "--beam_size", "--seed"),
+    "average": ("paths", "--output", "--last"),
 }
 
 
@@ -328,7 +329,7 @@ def test_own_classes(own, fitted, elsewhere):
         f"the checkpoint is a {name}, which is no imported Seq2Seq; import its module first, on "
         f"the command line by --model {name}."
     )
-    words = ("-c", fitted.data, "-c", "own.yaml")
+    words = ("-c", fitted.data, "-c", "own.yaml", "--allow_import", own)
     assert litseq("test", *words, "--ckpt_path", "own.ckpt").status == 0
     assert litseq("fit", *words).status == 0
     saved = torch.load(elsewhere / "runs/tiny/version_1/checkpoints/last.ckpt", weights_only=True)
@@ -346,13 +347,14 @@ def test_own_classes(own, fitted, elsewhere):
 def test_faulty_files_of_own_classes(text, message, fitted, elsewhere, monkeypatch):
     (elsewhere / "faulty_part.py").write_text(text)
     monkeypatch.syspath_prepend(elsewhere)
-    found = error_of("fit", "-c", fitted.data, "--model", "faulty_part.Model")
+    words = ("-c", fitted.data, "--allow_import=faulty_part")
+    found = error_of("fit", *words, "--model", "faulty_part.Model")
     assert found.startswith("--model: ")
     assert found.endswith(f"{message}; LITSEQ_TRACEBACK=1 says more.")
 
 
 def test_bugs_keep_their_traceback(own, fitted, elsewhere):
-    words = ("-c", fitted.data, "-c", fitted.model)
+    words = ("-c", fitted.data, "-c", fitted.model, "--allow_import", own)
     with pytest.raises(KeyError, match="a bug"):
         litseq("fit", *words, "--data", f"{own}.OwnData")
     with pytest.raises(TypeError, match="has no len"):

@@ -10,17 +10,21 @@ import litseq
 ROOT = Path(litseq.__file__).parent
 # From the bottom to the top; a part may import itself and what stands on lines before its own.
 LAYERS = [
-    ["types", "textfiles"],
+    ["types", "textfiles", "random_state", "sharding"],
     ["layers"],
     ["models"],
     ["attention"],
     ["decoding", "data", "losses", "schedules", "metrics"],
-    ["translator", "checkpoints", "fonts"],
+    ["checkpoint_io", "fonts"],
+    ["checkpoints"],
+    ["shards"],
+    ["translator"],
     ["task", "heatmaps"],
     ["architectures"],
-    ["callbacks", "translate"],
+    ["callbacks", "translate", "average"],
     ["explain"],
-    ["cli_messages", "cli_runs"],
+    ["precision", "cli_imports"],
+    ["cli_messages", "cli_outputs", "cli_resume", "cli_runs"],
     ["cli"],
     ["__main__", "__init__"],
 ]

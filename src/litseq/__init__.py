@@ -16,10 +16,18 @@ if TYPE_CHECKING:
     from litseq.attention import capture_attention
     from litseq.callbacks import (
         AttentionLogger,
+        BestCheckpoint,
+        ExponentialAverage,
+        MemoryCheck,
+        NonFiniteGuard,
+        PrecisionMonitor,
+        RankMonitor,
+        RunCheckpoint,
         TokenThroughput,
         TranslationSamples,
         TranslationWriter,
     )
+    from litseq.checkpoint_io import SafeCheckpointIO
     from litseq.data import TokenBucketLoader, TranslationDataModule, TranslationTokenizer
     from litseq.decoding import SearchOptions, beam_search, generate, greedy_search, sample_search
     from litseq.heatmaps import draw_attention
@@ -34,7 +42,20 @@ _HOMES = {
     # Seq2Seq comes with its subclasses, so that it can restore them from a checkpoint
     "architectures": ("RnnAttentionSeq2Seq", "RnnSeq2Seq", "Seq2Seq", "TransformerSeq2Seq"),
     "attention": ("capture_attention",),
-    "callbacks": ("AttentionLogger", "TokenThroughput", "TranslationSamples", "TranslationWriter"),
+    "callbacks": (
+        "AttentionLogger",
+        "BestCheckpoint",
+        "ExponentialAverage",
+        "MemoryCheck",
+        "NonFiniteGuard",
+        "PrecisionMonitor",
+        "RankMonitor",
+        "RunCheckpoint",
+        "TokenThroughput",
+        "TranslationSamples",
+        "TranslationWriter",
+    ),
+    "checkpoint_io": ("SafeCheckpointIO",),
     "data": ("TokenBucketLoader", "TranslationDataModule", "TranslationTokenizer"),
     "decoding": ("SearchOptions", "beam_search", "generate", "greedy_search", "sample_search"),
     "heatmaps": ("draw_attention",),
@@ -47,10 +68,18 @@ _HOME = {name: f"litseq.{home}" for home, names in _HOMES.items() for name in na
 
 __all__ = [
     "AttentionLogger",
+    "BestCheckpoint",
+    "ExponentialAverage",
+    "MemoryCheck",
+    "NonFiniteGuard",
+    "PrecisionMonitor",
+    "RankMonitor",
     "Rnn",
     "RnnAttention",
     "RnnAttentionSeq2Seq",
     "RnnSeq2Seq",
+    "RunCheckpoint",
+    "SafeCheckpointIO",
     "SearchOptions",
     "Seq2Seq",
     "Seq2SeqModel",

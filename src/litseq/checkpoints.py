@@ -1,33 +1,61 @@
-"""Checkpoints that are the whole model: reading them safely and checking that they fit."""
+"""Checkpoints that are the whole model: finding and reading them, checking that they fit."""
 
 from __future__ import annotations
 
+import copy
 import inspect
-import pickle
-import re
-import zipfile
+import logging
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch import nn
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
 
+from litseq.checkpoint_io import DamagedCheckpointError, find_damage, load_file
 from litseq.data.tokenizer import TranslationTokenizer
 
 __all__ = [
     "FORMAT_VERSION",
+    "Generation",
     "check_class",
+    "check_contents",
     "check_fits",
+    "check_resumable",
+    "check_sizes",
     "check_tokenizer",
     "describe",
     "find_class",
+    "generations",
+    "newest",
     "read",
+    "read_for_resuming",
     "tokenizer_of",
 ]
 
+_log = logging.getLogger(__name__)
+
+_SHARED = "meta.pt"  # what all ranks have in common, in a checkpoint in shards
+
 FORMAT_VERSION = 1
-"""Raised when an older litseq could no longer read what this one writes."""
+"""Raised when an older litseq could no longer read what this one writes.
+
+A file of a former version is read all the same: tests/fixtures keeps one of each.
+"""
+
+_ENTRY = {"format_version": int, "class": str, "tokenizer": dict | None}
+_PARTS = {"hyper_parameters": dict, "state_dict": dict}
+
+_WIDTHS = (
+    "vocab_size", "src_vocab_size", "embedding_dim", "hidden_size",
+    "d_model", "dim_feedforward", "num_heads",
+)  # fmt: skip
+_DEPTHS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
+_SLACK = 64
+"""A network of one's own may hash a vocabulary, or cut a width into parts."""
+_MAX_POSITIONS = 2**20
+"""Rows of a table of positions that is computed, and so stands in no file."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -44,14 +72,20 @@ def describe(cls: type, tokenizer: TranslationTokenizer | None) -> dict[str, Any
 def read(path: str | PathLike[str]) -> dict[str, Any]:
     """Reads a checkpoint's weights and plain values; never runs code that a file brings.
 
-    Tensors are mapped from the file, not copied.
+    The whole file is compared with its checksums. Tensors are mapped from it, not copied.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, holds code, or was not written by litseq.
+        ValueError: If the file is damaged (names another that is not), holds code, was not written
+            by litseq, or declares sizes that its weights do not have.
     """
     path = Path(path)
     if path.is_dir():
+        if _is_sharded(path):
+            raise ValueError(
+                f"{path} is a checkpoint in shards; 'litseq average {path} -o plain.ckpt' makes "
+                f"one file of it."
+            )
         found = ", ".join(sorted(p.name for p in path.rglob("*.ckpt"))) or "no .ckpt file"
         raise ValueError(f"{path} is a folder (with {found}); give a checkpoint file.")
     if not path.exists():
@@ -59,55 +93,177 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no checkpoint at {path}; beside it: {', '.join(beside) or 'no .ckpt file'}."
         )
-    # the index of the archive stands at its end, so this also finds a file that was cut short
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(
-                f"{path} ({path.stat().st_size:,} bytes) is not a checkpoint, or was cut short; "
-                f"use another checkpoint of the run."
-            )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # damage shows in a dozen kinds
-        if not isinstance(error, pickle.UnpicklingError) or not _is_intact(path):
-            raise ValueError(f"{path} is damaged; use another checkpoint of the run.") from error
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{path} holds {refused[1] if refused else 'objects'}, which is neither a tensor nor a "
-            f"plain value, and is not loaded; litseq reads only files that cannot run code."
-        ) from error
-    _check_format(path, checkpoint)
+        checkpoint = load_file(path)
+    except DamagedCheckpointError as error:
+        intact, _ = _search(path.parent, "*.ckpt")
+        if intact is None:
+            raise
+        remedy = f"use another checkpoint of the run: {intact.path.name} of step {intact.step}"
+        raise DamagedCheckpointError(path, error.damage, remedy=remedy) from error
+    check_contents(path, checkpoint)
     return cast("dict[str, Any]", checkpoint)
 
 
-def _is_intact(path: Path) -> bool:
-    """Compares the checksums of the archive with its contents."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # as many kinds again
-        return False
+def read_for_resuming(path: str | PathLike[str]) -> dict[str, Any]:
+    """Reads a checkpoint as ``read`` does; of one in shards, everything but the weights.
+
+    Raises:
+        FileNotFoundError: As ``read`` does.
+        ValueError: As ``read`` does.
+    """
+    path = Path(path)
+    if not _is_sharded(path):
+        return read(path)
+    checkpoint: dict[str, Any] = load_file(path / _SHARED)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("litseq"), dict):
+        raise ValueError(f"{path} was not written by litseq: its {_SHARED} has no 'litseq' entry.")
+    return checkpoint
 
 
-def _check_format(path: Path, checkpoint: object) -> None:
+def newest(folder: str | PathLike[str], *, name: str = "*.ckpt") -> Path | None:
+    """Finds the checkpoint to go on from: of the highest step, and intact.
+
+    Of each file only the list of its contents is read, until one is chosen and checked whole. A
+    warning names each damaged file that is passed over, and what is used instead. Files from which
+    training cannot go on, such as an average or weights alone, and unfinished ones are none of
+    them. A folder with a checkpoint in shards counts as a file; its shards are not checked.
+
+    Args:
+        folder: Where to look; not below.
+        name: Which files, as a pattern.
+
+    Returns:
+        The file, or None. Of two of the same step, that of ``RunCheckpoint``, or else the later.
+    """
+    intact, passed_over = _search(Path(folder), name)
+    instead = f"{intact.path.name} of step {intact.step} is used" if intact else "none is left"
+    for path, problem in passed_over:
+        _log.warning("%s %s and is passed over: %s.", path, problem, instead)
+    return intact.path if intact else None
+
+
+class Generation(NamedTuple):
+    """A checkpoint of a run.
+
+    Attributes:
+        step: Optimizer steps until then.
+        exact: Whether a run goes on from it as if it had not stopped (``RunCheckpoint``).
+        time: When it was written, in nanoseconds.
+        path: The file.
+        resumable: Whether it holds more than weights.
+    """
+
+    step: int
+    exact: bool
+    time: int
+    path: Path
+    resumable: bool
+
+
+def generations(
+    folder: Path, *, name: str = "*.ckpt"
+) -> tuple[list[Generation], list[tuple[Path, str]]]:
+    """Lists the checkpoints of a folder by what they say of themselves.
+
+    Args:
+        folder: Where to look; not below.
+        name: Which files, as a pattern.
+
+    Returns:
+        Those that belong to a step, the last one first, not checked yet; and files that cannot be
+        read, with what is wrong with them.
+    """
+    found, unreadable = [], []
+    for path in sorted(folder.glob(name)):
+        file = path / _SHARED if _is_sharded(path) else path
+        if not file.is_file() or path.suffix == ".part":
+            continue
+        try:
+            content = load_file(file, verify=False)
+            time = file.stat().st_mtime_ns
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except DamagedCheckpointError as error:
+            unreadable.append((path, error.damage))
+            continue
+        except ValueError:  # damage may look like an object that is refused
+            unreadable.append((path, find_damage(file) or "holds more than plain values"))
+            continue
+        step = content.get("global_step") if isinstance(content, dict) else None
+        if isinstance(step, int):
+            run = content.get("run")
+            exact = isinstance(run, dict) and run.get("exact") is True
+            found.append(Generation(step, exact, time, path, "lr_schedulers" in content))
+    return sorted(found, reverse=True), unreadable
+
+
+def _is_sharded(path: Path) -> bool:
+    """Whether a path is a folder such as FSDP and ``ModelParallelStrategy`` save."""
+    return (path / ".metadata").is_file()  # written last
+
+
+def _search(folder: Path, name: str) -> tuple[Generation | None, list[tuple[Path, str]]]:
+    found, passed_over = generations(folder, name=name)
+    for generation in found:
+        if not generation.resumable:
+            continue
+        path = generation.path
+        damage = find_damage(path / _SHARED if _is_sharded(path) else path)
+        if damage is None:
+            return generation, passed_over
+        passed_over.append((generation.path, damage))
+    return None, passed_over
+
+
+def check_contents(path: Path, checkpoint: object) -> None:
+    """Checks that a file has the parts of a litseq checkpoint.
+
+    Raises:
+        ValueError: If a part is missing or of another kind, if a newer litseq wrote it, or if it
+            declares sizes that its weights do not have.
+    """
     entry = checkpoint.get("litseq") if isinstance(checkpoint, dict) else None
     if not isinstance(checkpoint, dict) or not isinstance(entry, dict):
         raise ValueError(
             f"{path} was not written by litseq: it has no 'litseq' entry; give a .ckpt of a "
             f"litseq run."
         )
-    version = entry.get("format_version", FORMAT_VERSION)
-    if version > FORMAT_VERSION:
+    version = entry.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version}, this litseq reads up to {FORMAT_VERSION}; "
             f"install a newer litseq."
         )
-    missing = {"format_version", "class", "tokenizer"} - entry.keys()
-    missing |= {"hyper_parameters", "state_dict"} - checkpoint.keys()
+    missing = [
+        name
+        for part, names in ((entry, _ENTRY), (checkpoint, _PARTS))
+        for name, kind in names.items()
+        if name not in part or not isinstance(part[name], kind)
+    ]
     if missing:
         raise ValueError(
             f"{path} lacks {', '.join(sorted(missing))}; use the file as litseq wrote it."
         )
+    _check_plausible(path, checkpoint)
+
+
+def _check_plausible(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Refuses absurd sizes, with which merely to begin to build the network would take all memory.
+
+    ``check_sizes`` is exact, but needs the class.
+    """
+    weights = [w for w in checkpoint["state_dict"].values() if isinstance(w, Tensor)]
+    widest = max((size for weight in weights for size in weight.shape), default=0)
+    limits = dict.fromkeys(_WIDTHS, _SLACK * widest) | dict.fromkeys(_DEPTHS, len(weights))
+    limits["max_positions"] = max(widest, _MAX_POSITIONS)
+    for name, limit in limits.items():
+        size = checkpoint["hyper_parameters"].get(name)
+        if isinstance(size, int) and size > limit:
+            raise ValueError(
+                f"{path} declares {name}={size}, but its {len(weights)} weights are at most "
+                f"{widest} wide; use the file as litseq wrote it."
+            )
 
 
 def find_class(checkpoint: dict[str, Any], base: type[Module]) -> type[Module]:
@@ -167,6 +323,56 @@ def check_tokenizer(
         )
 
 
+def check_resumable(checkpoint: dict[str, Any]) -> None:
+    """Checks that training can go on from a checkpoint.
+
+    Raises:
+        ValueError: If it holds weights alone, as an average does.
+    """
+    if "lr_schedulers" in checkpoint:
+        return
+    averaged = checkpoint.get("litseq", {}).get("average")
+    what = "weights alone" if averaged is None else f"the average of {len(averaged)} checkpoints"
+    raise ValueError(
+        f"the checkpoint holds {what} and no state of a training to resume; resume from a "
+        f"checkpoint of the run, or begin anew from Seq2Seq.load_from_checkpoint."
+    )
+
+
+def check_sizes(checkpoint: dict[str, Any], module: LightningModule) -> None:
+    """Compares the weights that a module is about to make with those of a checkpoint.
+
+    Nothing is allocated. A network that cannot be made without memory is compared later, by
+    ``check_fits``.
+
+    Args:
+        checkpoint: What ``read`` returned.
+        module: The module before ``configure_model``.
+
+    Raises:
+        ValueError: If a weight's shape differs; names both.
+    """
+    shadow = copy.deepcopy(module)
+    try:
+        with torch.device("meta"):
+            shadow.configure_model()
+    except RuntimeError:
+        return
+    _check_shapes(checkpoint, shadow)
+
+
+def _check_shapes(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"the checkpoint does not fit the model: {name} is {theirs.get(name, 'absent')} in "
+                f"the checkpoint and {ours.get(name, 'absent')} in the model; use the sizes that "
+                f"the checkpoint was trained with."
+            )
+
+
 def _check_options(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """Compares what decides how the network computes, but shows in no weight's shape."""
     ours = getattr(module, "hparams", {})
@@ -194,15 +400,8 @@ def check_fits(
     """
     check_class(checkpoint, type(module))
     check_tokenizer(tokenizer_of(checkpoint), tokenizer)
-    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise ValueError(
-                f"the checkpoint does not fit the model: {name} is {theirs.get(name, 'absent')} in "
-                f"the checkpoint and {ours.get(name, 'absent')} in the model; use the sizes that "
-                f"the checkpoint was trained with."
-            )
+    if "state_dict" in checkpoint:  # a strategy that reads shards has taken the weights out
+        _check_shapes(checkpoint, module)
     _check_options(checkpoint, module)
 
 

@@ -9,22 +9,38 @@ import re
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import litseq.architectures  # noqa: F401 - its classes are then known by their short names
 from litseq import checkpoints
 from litseq.callbacks import TranslationWriter
-from litseq.cli_messages import COMMANDS, check_configs, explain, options
+from litseq.callbacks.idle import RefuseIdleRun
+from litseq.cli_imports import HELP, restrict_imports
+from litseq.cli_messages import (
+    COMMANDS,
+    PrintableFormatter,
+    check_configs,
+    explain,
+    options,
+    say_os_error,
+    too_little_memory,
+)
+from litseq.cli_outputs import check_names, check_new
+from litseq.cli_resume import NEWEST, continue_log, continue_run, find_checkpoint
 from litseq.cli_runs import SaveRunConfig, prepare_wandb
 from litseq.data import TranslationDataModule
+from litseq.precision import check_precision
 from litseq.task import Seq2Seq
+from litseq.textfiles import leave_closed_pipe, printable
 
 __all__ = ["Seq2SeqCLI", "main"]
 
@@ -38,7 +54,7 @@ _EPILOG += ". LITSEQ_TRACEBACK=1 shows where an error comes from."
 # main says what is wrong, in one line; an abbreviation could be a misspelling
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 _DATA = f"{TranslationDataModule.__module__}.{TranslationDataModule.__qualname__}"
-_NO_PATHS = ("null", "best", "last", "hpc")  # what Lightning's ckpt_path may be beside a path
+_NO_PATHS = (*NEWEST, "null", "hpc")  # what --ckpt_path may be beside a path
 _USER_ERRORS = (ValueError, OSError, MisconfigurationException)
 
 
@@ -52,6 +68,7 @@ class Seq2SeqCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         self._checkpoint: dict[str, Any] | None = None
+        self._goes_on = False  # in the run that the checkpoint is of
         super().__init__(
             Seq2Seq,
             LightningDataModule,
@@ -59,13 +76,13 @@ class Seq2SeqCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=SaveRunConfig,
             seed_everything_default=1,
-            trainer_defaults={"callbacks": [TranslationWriter()]},
+            trainer_defaults={"callbacks": [TranslationWriter(), RefuseIdleRun()]},
             parser_kwargs={
                 "prog": "litseq",
                 "description": _DESCRIPTION,
                 "epilog": _EPILOG,
                 **_PARSING,
-                **{command: dict(_PARSING) for command in self.subcommands()},
+                **{command: {"epilog": HELP, **_PARSING} for command in self.subcommands()},
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -78,18 +95,17 @@ class Seq2SeqCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Reads the checkpoint first: what it says is the default of everything else."""
-        given = sys.argv[1:] if args is None else args
-        if isinstance(given, list):
-            check_configs(given)
-            self._checkpoint_defaults(given)
-        super().parse_arguments(parser, args)
+        words = restrict_imports(sys.argv[1:] if args is None else args)
+        check_configs(words)
+        self._checkpoint_defaults(words)
+        self.config = parser.parse_args(words)
 
     def _checkpoint_defaults(self, args: list[str]) -> None:
         given = dict(options(args))
         path, command = given.get("--ckpt_path"), args[0] if args else None
         if path is None or path in _NO_PATHS or command not in self.subcommands():
             return
-        self._checkpoint = checkpoint = checkpoints.read(path)
+        self._checkpoint = checkpoint = _reader(command)(path)
         defaults: dict[str, Any] = {}
         try:
             cls = checkpoints.find_class(checkpoint, Seq2Seq)  # type: ignore[type-abstract]
@@ -126,8 +142,11 @@ class Seq2SeqCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Takes the tokenizer out of the checkpoint, where the configuration would train one."""
         config = self.config[self.subcommand]
+        if config.ckpt_path in NEWEST:
+            self._find_checkpoint(config)
         if self._checkpoint is None and config.ckpt_path not in (None, *_NO_PATHS):
-            self._checkpoint = checkpoints.read(config.ckpt_path)  # named in a file, not by a flag
+            # named in a file, not by a flag
+            self._checkpoint = _reader(self.subcommand)(config.ckpt_path)
         if self.subcommand == "fit":
             return
         if config.ckpt_path is None:
@@ -136,11 +155,51 @@ class Seq2SeqCLI(LightningCLI):
             if config.get("data.init_args.tokenizer", "") is None:
                 config["data.init_args.tokenizer"] = config.ckpt_path
 
+    def _find_checkpoint(self, config: Namespace) -> None:
+        """Puts a file in the place of ``last`` or ``best``; by ``last`` the run itself goes on."""
+        which, fitting = config.ckpt_path, self.subcommand == "fit"
+        found = find_checkpoint(config, which)
+        if found is None and fitting and which == "last":
+            log.warning("--ckpt_path last: there is no run yet, so training begins from scratch.")
+            config.ckpt_path = None
+            return
+        if found is None:
+            raise FileNotFoundError(
+                f"--ckpt_path {which}: there is no run; give its configuration, -c "
+                f"RUN/config.yaml, or a checkpoint file."
+            )
+        run, path = found
+        config.ckpt_path = str(path)
+        log.info("%s: %s", which, path)
+        if not fitting:
+            config.trainer.logger = False  # what comes out belongs to that run
+        elif which == "last":
+            continue_run(config, run)
+            self._goes_on = True
+
     def after_instantiate_classes(self) -> None:
-        """Compares the model with the checkpoint's before any work is done; gets W&B ready."""
+        """Compares what is asked with device and checkpoint before any work; gets W&B ready."""
+        check_names(self.trainer)
+        if self.subcommand == "fit" and not self._goes_on:
+            check_new(self.trainer)
+        check_precision(
+            self.config[self.subcommand].trainer.precision,
+            self.trainer.strategy.root_device,
+            training=self.subcommand == "fit",
+        )
         if self._checkpoint:
             checkpoints.check_class(self._checkpoint, type(self.model))
+            if "state_dict" in self._checkpoint and self.model.hparams["vocab_size"] is not None:
+                checkpoints.check_sizes(self._checkpoint, self.model)
+            if self._goes_on and self.trainer.is_global_zero and "run" in self._checkpoint:
+                for logger in self.trainer.loggers:
+                    if isinstance(logger, CSVLogger):
+                        continue_log(logger, self._checkpoint["run"])
         prepare_wandb(self.trainer)
+
+
+def _reader(command: str | None) -> Callable[[str], dict[str, Any]]:
+    return checkpoints.read_for_resuming if command == "fit" else checkpoints.read
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -152,19 +211,36 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args) or ["--help"]
     _silence_what_no_user_can_act_on()
     handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        _run(words, explicit=args is not None)
+        try:
+            _run(words, explicit=args is not None)
+        finally:
+            if sys.stdout is not None:  # it is where it was closed before
+                sys.stdout.flush()
+    except BrokenPipeError:
+        leave_closed_pipe()
     except ArgumentError as error:
         _fail(explain(str(error), words), error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except SIGTERMException:  # of a run without RunCheckpoint: nothing is saved, so no success
+        raise SystemExit(143) from None
+    except SystemExit as end:
+        if end.code == 1 and isinstance(end.__context__, KeyboardInterrupt):  # by Lightning
+            raise SystemExit(130) from None
+        raise
     except _USER_ERRORS as error:
         cause = _innermost(error)
         if not isinstance(cause, _USER_ERRORS):
             raise cause  # noqa: B904 - its own traceback says where it comes from
         _fail(_one_line(cause), error)
+    except (RuntimeError, MemoryError) as error:
+        if not (message := too_little_memory(error)):
+            raise
+        _fail(message, error)
     finally:
         log.removeHandler(handler)
 
@@ -197,7 +273,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _one_line(error: BaseException) -> str:
-    message = str(error)
+    message = say_os_error(error) if isinstance(error, OSError) else str(error)
     if "\nOriginal Traceback" in message:  # of a worker process; its lines are indented
         message = re.sub(r"(?ms)\A.*?^[\w.]+: ", "", message)
     return " ".join(message.split())
@@ -206,7 +282,7 @@ def _one_line(error: BaseException) -> str:
 def _fail(message: str, error: BaseException | None) -> NoReturn:
     if os.environ.get("LITSEQ_TRACEBACK") and error is not None:
         raise error
-    sys.stderr.write(f"litseq: error: {message}\n")
+    sys.stderr.write(f"litseq: error: {printable(message)}\n")
     raise SystemExit(2)
 
 

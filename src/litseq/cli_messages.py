@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
+import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
@@ -13,14 +16,27 @@ import yaml
 from lightning.pytorch import Trainer, callbacks, loggers
 
 import litseq
+from litseq.cli_imports import FLAG, ROOTS
 from litseq.data import TranslationDataModule
 from litseq.task import Seq2Seq
+from litseq.textfiles import printable
 
-__all__ = ["COMMANDS", "check_configs", "explain", "options"]
+__all__ = [
+    "COMMANDS",
+    "PrintableFormatter",
+    "check_configs",
+    "explain",
+    "options",
+    "say_os_error",
+    "too_little_memory",
+]
+
+_MAX_VALUES = 100_000  # of a configuration file; far more than a long one has
 
 COMMANDS = {
     "translate": ("litseq.translate", "translate text with a checkpoint"),
     "explain": ("litseq.explain.command", "show on one page how a translation came about"),
+    "average": ("litseq.average", "average the weights of checkpoints into one"),
 }
 """Commands beside Lightning's own: name to module and help.
 
@@ -57,13 +73,17 @@ def check_configs(args: Sequence[str]) -> None:
                 f"no configuration file at {path}; beside it: {', '.join(there) or 'no YAML file'}."
             )
         try:
-            content = yaml.safe_load(path.read_bytes().decode("utf-8"))
+            text = path.read_bytes().decode("utf-8")
+            _check_tree(yaml.compose(text, yaml.SafeLoader), path)
+            content = yaml.safe_load(text)
         except UnicodeDecodeError as error:
             line = path.read_bytes().count(b"\n", 0, error.start) + 1
             byte = error.object[error.start]
             raise ValueError(
                 f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8; convert the file to UTF-8."
             ) from error
+        except RecursionError as error:
+            raise ValueError(f"{path}: its brackets or lists are nested too deep.") from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -75,6 +95,41 @@ def check_configs(args: Sequence[str]) -> None:
         if not isinstance(content, dict):
             kind = "nothing" if content is None else f"a {type(content).__name__}"
             raise ValueError(f"{path} holds {kind}; it needs keys such as model, data or trainer.")
+
+
+def _check_tree(root: yaml.Node | None, path: Path) -> None:
+    """Refuses a key that stands twice, and aliases that stand for more than anybody writes."""
+    sizes: dict[int, float] = {}  # by node: how many values it stands for, aliases written out
+
+    def size(node: yaml.Node | None) -> float:
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # what holds itself has no end
+            sizes[id(node)] = 1 + sum(map(size, _parts(node, path)))
+        return sizes[id(node)]
+
+    if size(root) > _MAX_VALUES:
+        raise ValueError(
+            f"{path}: its aliases (*name) stand for more than {_MAX_VALUES:,} values; write out "
+            f"what they mean."
+        )
+
+
+def _parts(node: yaml.CollectionNode, path: Path) -> Iterator[yaml.Node]:
+    keys = set()
+    for part in node.value:
+        if isinstance(part, yaml.Node):
+            yield part
+            continue
+        key, value = part
+        if isinstance(key, yaml.ScalarNode) and key.value in keys:
+            raise ValueError(
+                f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} stands here for "
+                f"the second time; keep one."
+            )
+        keys.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        yield value
 
 
 def explain(message: str, args: Sequence[str]) -> str:
@@ -100,6 +155,8 @@ def explain(message: str, args: Sequence[str]) -> str:
         if word.startswith("--"):
             return _unknown_key(word[2:], None, args)
         return f"unexpected word {found[1]!r}; {_help(args)} lists the options."
+    if found := re.search(r"Importing '([\w.]+)' is not allowed", message):
+        return _not_allowed(found[1], args)
     owners = re.findall(r"Problem with given class_path '([^']+)'", message)
     name = owners[-1] if owners else None  # the innermost
     if found := re.search(r"accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message):
@@ -110,6 +167,46 @@ def explain(message: str, args: Sequence[str]) -> str:
         if path.startswith(found[1] or found[2] or found[3]):  # else the class's file has a bug
             return _unknown_class(path, args)
     return _wrong_value(message, args) or " ".join(message.split())
+
+
+class PrintableFormatter(logging.Formatter):
+    """Shows what is logged without control characters: it may quote a file's name or contents."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the text of a record."""
+        return printable(super().format(record))
+
+
+def say_os_error(error: OSError) -> str:
+    """Says what the operating system refused, and what to do."""
+    if error.strerror is None:
+        return str(error)
+    if error.errno == errno.ENOENT and error.filename is None:
+        return "the working folder is no longer there; change to one that is."
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror[0].lower()}{error.strerror[1:]}; {_remedy(error.errno)}."
+
+
+def _remedy(number: int | None) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room, or write elsewhere"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "get the right to it, or give another path"
+    return "LITSEQ_TRACEBACK=1 says more"
+
+
+def too_little_memory(error: Exception) -> str | None:
+    """Says that memory did not suffice, if that is what an error means."""
+    message = str(error)
+    if not isinstance(error, MemoryError) and not re.search(
+        r"(?i)can't allocate memory|out of memory", message
+    ):
+        return None
+    wanted = re.search(r"(?i)tried to allocate ([\d.]+ \w+)", message)
+    return (
+        f"there is not enough memory{f' for {wanted[1]}' if wanted else ''}; make the model, "
+        f"max_tokens or beam_size smaller."
+    )
 
 
 def _help(args: Sequence[str]) -> str:
@@ -164,6 +261,16 @@ def _import(path: str) -> Callable[..., object]:
     module, _, name = path.rpartition(".")
     found: Callable[..., object] = getattr(import_module(module), name)
     return found
+
+
+def _not_allowed(path: str, args: Sequence[str]) -> str:
+    """Says which flag lets a configuration import something."""
+    place = _where([rf"{re.escape(path)}(?![\w.])"], args)
+    package = path.partition(".")[0]
+    return (
+        f"{place}{path} is not imported: a configuration may name what is in {', '.join(ROOTS)}; "
+        f"if you trust {package} and whoever wrote the configuration, add {FLAG} {package}."
+    )
 
 
 def _unknown_class(path: str, args: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -15,6 +16,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from litseq.callbacks import run_folder
+from litseq.cli_imports import import_flags
+from litseq.textfiles import whole_file
 
 __all__ = ["SaveRunConfig", "prepare_wandb"]
 
@@ -31,8 +34,10 @@ class SaveRunConfig(SaveConfigCallback):
 
     A W&B run gets it as its config, to filter and group by, with the vocabulary's sizes; as the
     file ``litseq.yaml``, to train with again (``config.yaml`` is W&B's own); and, at the end, the
-    best score in its summary. Whatever is named like a password stays out of W&B.
+    best score in its summary. Whatever is named like a password stays out of both.
     """
+
+    _folder: Path | None = None  # known when training is about to begin
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes nothing: data, model or checkpoint may still turn out to be faulty."""
@@ -40,8 +45,13 @@ class SaveRunConfig(SaveConfigCallback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Removes the folder of a run that could not begin, which the logger has made."""
-        if trainer.loggers and trainer.world_size == 1:  # several ranks would have to agree first
+        """Removes the folder of a run that could not begin; says how to go on with one that did."""
+        if self._folder is not None:
+            if trainer.is_global_zero and any((self._folder / "checkpoints").glob("*.ckpt")):
+                config = quote(str(self._folder / self.config_filename))
+                words = ["-c", config, "--ckpt_path", "last", *import_flags()]
+                _log.info("to go on: litseq fit %s", " ".join(words))
+        elif trainer.loggers and trainer.world_size == 1:  # several ranks would have to agree first
             folder = run_folder(trainer)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -51,13 +61,17 @@ class SaveRunConfig(SaveConfigCallback):
         if self.already_saved:
             return
         self.already_saved = True
-        folder = run_folder(trainer)
+        self._folder = folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(
-            self.config, folder / self.config_filename, skip_none=False, overwrite=True
-        )
+        config = self.config.clone()
+        if config.ckpt_path and Path(config.ckpt_path).parent.parent == folder:
+            config.ckpt_path = None  # a run that goes on: its configuration is how it began
+        # what is named like a password stays out of every file of the run
+        content = without_secrets(yaml.safe_load(self.parser.dump(config, skip_none=False)))
+        with whole_file(folder / self.config_filename) as file:
+            yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)
 
     # Not on_fit_start: after it Lightning logs the hyperparameters without the vocabulary.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

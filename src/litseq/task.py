@@ -18,14 +18,16 @@ from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MetricCollection, SumMetric
 from typing_extensions import Self
 
-from litseq import checkpoints
+from litseq import checkpoints, sharding
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import SearchOptions
+from litseq.layers.sizes import check_finite
 from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, token_loss
 from litseq.metrics import Evaluation, corpus_scores
 from litseq.models.base import Seq2SeqModel
@@ -112,6 +114,7 @@ class Seq2Seq(pl.LightningModule, ABC):
                 f"unknown optimizer {optimizer!r}; choose among {', '.join(_OPTIMIZERS)}."
             )
         check_schedule(schedule, warmup_steps)
+        check_finite(lr=lr, eps=eps, weight_decay=weight_decay)
         # a scheduler is made of code, and a checkpoint holds none
         self.save_hyperparameters(ignore="lr_scheduler")
         self.lr_scheduler = lr_scheduler
@@ -157,7 +160,8 @@ class Seq2Seq(pl.LightningModule, ABC):
         """Builds the network once the vocabulary is known; does nothing the second time.
 
         Raises:
-            ValueError: If neither the constructor nor the DataModule's tokenizer gives a size.
+            ValueError: If neither the constructor nor the DataModule's tokenizer gives a size, or
+                if the strategy would split layers.
         """
         if self.network is not None:
             return
@@ -173,6 +177,14 @@ class Seq2Seq(pl.LightningModule, ABC):
         self.network = self.build_network(
             self.hparams["vocab_size"], self.hparams["src_vocab_size"]
         )
+        if self._device_mesh is not None:  # of a ModelParallelStrategy
+            if self._device_mesh["tensor_parallel"].size() > 1:
+                raise ValueError(
+                    f"layers cannot be split, but tensor_parallel_size is "
+                    f"{self._device_mesh['tensor_parallel'].size()}; set it to 1 and "
+                    f"data_parallel_size to the number of devices."
+                )
+            sharding.shard(self.network, self._device_mesh["data_parallel"])
 
     def _datamodule(self) -> Any:  # noqa: ANN401 - anybody's, or None
         return getattr(self._trainer, "datamodule", None)
@@ -232,8 +244,8 @@ class Seq2Seq(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the summed loss; ``on_before_optimizer_step`` divides by the tokens."""
         loss, nll, num_tokens = self._loss(batch)
-        num_tokens = num_tokens.clamp(min=1)  # a batch without a label has no gradient, not NaN
         self._num_tokens = num_tokens + (0 if self._num_tokens is None else self._num_tokens)
+        num_tokens = num_tokens.clamp(min=1)  # a batch without a label has no gradient, not NaN
         nll_per_token = nll / num_tokens
         size = batch["input_ids"].size(0)
         self.log("train/loss", loss.detach() / num_tokens, prog_bar=True, batch_size=size)
@@ -254,12 +266,16 @@ class Seq2Seq(pl.LightningModule, ABC):
             num_tokens = self.trainer.strategy.reduce(num_tokens, reduce_op="sum")
         # Lightning divided by the number of micro-batches, DDP by the number of devices
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(grads, (parts * TOKEN_UNIT / num_tokens).to(grads[0].dtype))
         self._num_tokens = None
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        if not grads:  # a callback has decided that this step is left out
+            return
+        factor = (parts * TOKEN_UNIT / num_tokens.clamp(min=1)).to(grads[0].dtype)
+        torch._foreach_mul_([sharding.local(grad) for grad in grads], factor)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set at run time
         if every and (self.trainer.global_step + 1) % every == 0:
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+            norm = torch.nn.utils.get_total_norm(grads)
+            self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
             self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -319,14 +335,25 @@ class Seq2Seq(pl.LightningModule, ABC):
         """Sums the loss and decodes."""
         self._evaluate(batch, "test", self.search_options)
 
+    def on_validation_start(self) -> None:
+        """Gathers a sharded network, so that ranks may differ in what they do."""
+        sharding.gather(self.network)
+
+    def on_validation_end(self) -> None:
+        """Shards it again."""
+        sharding.scatter(self.network)
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
     def on_validation_epoch_start(self) -> None:
         """Begins new sums."""
-        self.val_sums.reset()
+        self._begin_sums("val")
         self._translations, self._num_examples = [], 0
 
     def on_test_epoch_start(self) -> None:
         """Begins new sums."""
-        self.test_sums.reset()
+        self._begin_sums("test")
         self._translations, self._num_examples = [], 0
 
     def on_predict_epoch_start(self) -> None:
@@ -353,6 +380,8 @@ class Seq2Seq(pl.LightningModule, ABC):
                 "predict needs a tokenizer to turn ids into text; give the DataModule a "
                 "'tokenizer' attribute that has a decode method."
             )
+        if _is_filler(batch):
+            return []
         options = replace(self.search_options, attention=self.hparams["alignment"])
         return self._translate_batch(translator, batch, "predict", options)
 
@@ -365,7 +394,15 @@ class Seq2Seq(pl.LightningModule, ABC):
     def _sums(self, split: Split) -> MetricCollection:
         return self.val_sums if split == "val" else self.test_sums
 
+    def _begin_sums(self, split: Split) -> None:
+        # bf16-true has turned them into bfloat16 like the weights; there, 300 + 1 is 300
+        sums = self._sums(split)
+        sums.set_dtype(torch.float64 if self.dtype == torch.float64 else torch.float32)
+        sums.reset()
+
     def _evaluate(self, batch: Batch, split: Split, options: SearchOptions | None) -> None:
+        if _is_filler(batch):
+            return
         for name, total in self._loss(batch)._asdict().items():
             self._sums(split)[name].update(total)
         translator = self._translator()
@@ -404,8 +441,10 @@ class Seq2Seq(pl.LightningModule, ABC):
         sums = self._sums(split).compute()  # over all ranks
         nll = sums["nll"] / sums["num_tokens"]
         loss = sums["loss"] / sums["num_tokens"]
-        self.log(f"{split}/loss", loss, prog_bar=True, sync_dist=True)
-        self.log_dict({f"{split}/nll": nll, f"{split}/ppl": nll.exp()}, sync_dist=True)
+        # equal on all ranks; a mean of three equal numbers need not be that number
+        same: Any = {"sync_dist": True, "reduce_fx": "max"}
+        self.log(f"{split}/loss", loss, prog_bar=True, **same)
+        self.log_dict({f"{split}/nll": nll, f"{split}/ppl": nll.exp()}, **same)
         translations, self._translations = self._translations, []
         if self.trainer.world_size > 1:
             ranks: list[Any] = [None] * self.trainer.world_size
@@ -428,7 +467,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         for name in ("bleu", "chrf", "ter", "exact_match"):
             value = getattr(scores, name)
             if value is not None:
-                self.log(f"{split}/{name}", value, prog_bar=name == "bleu", sync_dist=True)
+                self.log(f"{split}/{name}", value, prog_bar=name == "bleu", **same)
 
     # ---- translating text ----
 
@@ -507,9 +546,12 @@ class Seq2Seq(pl.LightningModule, ABC):
         """Refuses a checkpoint of another model or tokenizer.
 
         Raises:
-            ValueError: If the checkpoint does not fit; the message names both sides.
+            ValueError: If the checkpoint does not fit; the message names both sides. Or if it has
+                no state of a training that ``fit`` could resume.
         """
         checkpoints.check_fits(checkpoint, self, self.tokenizer)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            checkpoints.check_resumable(checkpoint)
         if self.tokenizer is None:
             self.tokenizer = checkpoints.tokenizer_of(checkpoint)
 
@@ -540,11 +582,17 @@ class Seq2Seq(pl.LightningModule, ABC):
         module = checkpoints.find_class(checkpoint, cls)(
             **{**checkpoint["hyper_parameters"], **(hparams or {})}
         )
+        checkpoints.check_sizes(checkpoint, module)
         module.configure_model()
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         module.to(map_location).eval()
         return module
+
+
+def _is_filler(batch: Batch) -> bool:
+    """Whether the loader gives this batch only because its rank has no other."""
+    return "id" in batch and bool((batch["id"] < 0).all())
 
 
 def _token_sums() -> MetricCollection:

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, NoReturn, TextIO
 
-__all__ = ["one_line", "open_input", "read_lines", "whole_file"]
+__all__ = [
+    "leave_closed_pipe",
+    "one_line",
+    "open_input",
+    "printable",
+    "read_lines",
+    "whole_file",
+]
+
+# What commands a terminal, or turns the direction of what follows; not line feed and tab.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def one_line(text: str) -> str:
     """Joins lines of any kind: a break would shift the numbers of all lines that follow."""
     return " ".join(text.splitlines())
+
+
+def printable(text: str) -> str:
+    r"""Writes control characters as ``\x1b``: a text that is shown must not command a terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def leave_closed_pipe() -> NoReturn:
+    """Ends the command quietly, as its reader, such as ``head``, has seen enough."""
+    # what is left in the buffer goes nowhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(141)
 
 
 @contextmanager
@@ -46,9 +69,11 @@ def open_input(name: str) -> Iterator[BinaryIO]:
     """Opens a file to read; ``-`` is standard input.
 
     Raises:
-        ValueError: If it is a folder.
+        ValueError: If it is a folder, or standard input is closed.
         FileNotFoundError: If it is not there.
     """
+    if name == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed; give a file.")
     if name == "-":
         yield sys.stdin.buffer
         return

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,14 @@ import torch
 
 from litseq.decoding import SearchOptions
 from litseq.task import Seq2Seq
-from litseq.textfiles import one_line, open_input, read_lines, whole_file
+from litseq.textfiles import (
+    leave_closed_pipe,
+    one_line,
+    open_input,
+    printable,
+    read_lines,
+    whole_file,
+)
 from litseq.types import ScoredText, Translation
 
 __all__ = ["find_device", "main"]
@@ -76,6 +82,8 @@ def main(
         FileNotFoundError: If a file is missing.
         ValueError: If the checkpoint, an option or a line of the input is not usable.
     """
+    if max_src_len < 2:
+        raise ValueError(f"max_src_len counts EOS and must be at least 2, got {max_src_len}.")
     module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
     saved = module.search_options
     options = SearchOptions(
@@ -93,6 +101,7 @@ def main(
     )
     write = _FORMATS["moses" if format == "text" and n_best > 1 else format]
     with open_input(input) as source, _open_output(output) as target:
+        show = printable if target.isatty() else str
         typed = source.isatty() and target.isatty()
         lines = read_lines(source, input)
         first = 0
@@ -104,7 +113,7 @@ def main(
                 max_src_len=max_src_len,
                 first_id=first,
             ):
-                target.writelines(f"{line}\n" for line in write(translation))
+                target.writelines(f"{show(line)}\n" for line in write(translation))
             target.flush()
             first += len(chunk)
 
@@ -156,6 +165,8 @@ def find_device(name: str) -> torch.device:
 
 @contextmanager
 def _open_output(name: str) -> Iterator[TextIO]:
+    if name == "-" and sys.stdout is None:
+        raise ValueError("standard output is closed; give a file to write.")
     if name == "-":
         # a terminal of another encoding must not end the run in the middle
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -163,9 +174,7 @@ def _open_output(name: str) -> Iterator[TextIO]:
         try:
             yield sys.stdout
         except BrokenPipeError:
-            # the reader, such as head, has seen enough; what is left in the buffer goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(141) from None
+            leave_closed_pipe()
         return
     path = Path(name)
     if path.is_dir():

@@ -24,6 +24,13 @@ __all__ = ["TextDecoder", "Translator"]
 
 _log = logging.getLogger(__name__)
 
+_MAX_POSITIONS = 2**18
+"""Positions that a search may come to hold at once: hypotheses x (source + longest output).
+
+A batch of ``max_tokens=4096`` holds fewer in a beam of 5, unless its sources are of four tokens or
+less. Many such make large batches, whose outputs may each grow to ``max_len_b`` tokens.
+"""
+
 
 class TextDecoder(Protocol):
     """What turns ids into text: a litseq tokenizer, or one of Hugging Face."""
@@ -52,19 +59,33 @@ class Translator:
 
     @torch.inference_mode()
     def search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
-        """Finds the best outputs of a batch, n_best for each source, best first."""
-        mask = batch["attention_mask"]
-        return generate(
-            self.model,
-            self.model.encode(batch["input_ids"], mask == 0),
-            src_lengths=mask.sum(1),
-            options=options,
-            bos_id=self.bos_id,
-            eos_id=self.eos_id,
-            suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
-            # a sentence draws the same sample whatever batch it is in
-            ids=batch["id"].tolist() if options.sample and "id" in batch else None,
-        )
+        """Finds the best outputs of a batch, n_best for each source, best first.
+
+        A batch that could take too much memory is searched in parts, one after another; the result
+        is that of the whole.
+        """
+        src, mask = batch["input_ids"], batch["attention_mask"]
+        ids: Sequence[int] = range(len(src))
+        if options.sample:
+            # a sentence draws the same sample whatever batch, or part, it is in
+            ids = batch["id"].tolist() if "id" in batch else ids
+            if options.seed is None:
+                options = replace(options, seed=int(torch.randint(2**62, ())))
+        found: list[list[Hypothesis]] = []
+        size = _rows_at_once(src.size(1), options)
+        for first in range(0, len(src), size):
+            part = slice(first, first + size)
+            found += generate(
+                self.model,
+                self.model.encode(src[part], mask[part] == 0),
+                src_lengths=mask[part].sum(1),
+                options=options,
+                bos_id=self.bos_id,
+                eos_id=self.eos_id,
+                suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
+                ids=ids[part],
+            )
+        return found
 
     def translate_batch(self, batch: Batch, options: SearchOptions) -> list[tuple[ScoredText, ...]]:
         """Translates a batch; n_best texts for each source, best first.
@@ -166,6 +187,13 @@ class Translator:
     def _ordinary(self, ids: Iterable[int]) -> list[int]:
         special = {self.pad_id, self.bos_id, self.eos_id, IGNORE}
         return [i for i in ids if i not in special]
+
+
+def _rows_at_once(src_len: int, options: SearchOptions) -> int:
+    """How many sources of so many tokens are searched together; at least one."""
+    hypotheses = options.n_best if options.sample else options.beam_size
+    longest = int(options.max_len(torch.tensor(src_len)))
+    return max(_MAX_POSITIONS // (hypotheses * (src_len + longest)), 1)
 
 
 _BLANK = ScoredText("", 0.0, 0.0, 0)

@@ -1,5 +1,7 @@
 import csv
 import logging
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,19 +39,21 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder: Path, model: Module, data: list, **options) -> list[dict[str, str]]:
+def fit(
+    folder: Path, model: Module, data: list, throughput=None, **options
+) -> list[dict[str, str]]:
     """The rows that were logged with a throughput."""
     logger = CSVLogger(folder)
     trainer = Trainer(
         accelerator="cpu",
         logger=logger,
-        callbacks=[TokenThroughput()],
+        callbacks=[throughput or TokenThroughput()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **{"max_epochs": 1, "log_every_n_steps": 2, **options},
     )
-    trainer.fit(model, DataLoader(data), DataLoader(data[:1]))
+    trainer.fit(model, DataLoader(data), DataLoader([data[0]]))
     metrics = Path(logger.log_dir) / "metrics.csv"
     if not metrics.exists():
         return []
@@ -95,6 +99,82 @@ def test_rate_counts_target_tokens_and_not_the_time_of_validation(tmp_path, monk
     rates = [float(row["train/tokens_per_second"]) for row in rows]
     assert rates == pytest.approx([(5 + 2) / 4, (1 + 4) / 4])  # two steps of two seconds each
     assert now[0] == 4 * 2 + 5 * 100  # the sanity check among the validations
+
+
+class Clock:
+    """A clock that stands still unless it is told how much time passes."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+
+def test_both_sides_and_the_wait_for_data(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(LENGTHS)
+
+        def __getitem__(self, i):
+            clock.now += 3  # to read a batch
+            return batch(*LENGTHS[i])
+
+    class Ticking(Module):
+        def training_step(self, batch, batch_idx):
+            clock.now += 1  # to train on it
+            return super().training_step(batch, batch_idx)
+
+    trainer_options = {"log_every_n_steps": 4, "limit_val_batches": 0}
+    (row,) = fit(tmp_path, Ticking(), Slow(), **trainer_options)
+    src, tgt = (sum(side) for side in zip(*LENGTHS, strict=True))
+    assert float(row["train/data_wait"]) == pytest.approx(12 / 16)
+    assert float(row["train/tokens_per_second"]) == pytest.approx(tgt / 16)
+    assert float(row["train/src_tokens_per_second"]) == pytest.approx(src / 16)
+    assert "train/mfu" not in row  # nobody knows the peak of a CPU
+    assert "train/tokens_per_second_per_device" not in row
+
+
+def test_validation_is_no_wait_for_data(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+
+    class Ticking(Module):
+        def training_step(self, batch, batch_idx):
+            clock.now += 2
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            clock.now += 100
+
+    data = [batch(*lengths) for lengths in LENGTHS]
+    rows = fit(tmp_path, Ticking(), data, val_check_interval=1)
+    assert [float(row["train/data_wait"]) for row in rows] == [0, 0]
+
+
+def test_utilisation_where_the_peak_is_known(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+
+    class Ticking(Module):
+        def training_step(self, batch, batch_idx):
+            clock.now += 2
+            return super().training_step(batch, batch_idx)
+
+    (row,) = fit(tmp_path, Ticking(), [batch(7, 5)], TokenThroughput(36), log_every_n_steps=1)
+    # one parameter, (7 + 5) / 2 tokens in two seconds
+    assert float(row["train/mfu"]) == pytest.approx(6 * 1 * 6 / 2 / 36)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_peak_memory_is_that_of_the_process(tmp_path):
+    (row,) = fit(tmp_path, Module(), [batch(1, 1)], log_every_n_steps=1)
+    status = Path("/proc/self/status").read_text()
+    kilobytes = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    assert float(row["train/peak_memory_gb"]) == pytest.approx(kilobytes * 1024 / 1e9, rel=0.01)
+
+
+def test_a_peak_must_be_positive():
+    with pytest.raises(ValueError, match="peak_flops must be above 0, got 0"):
+        TokenThroughput(peak_flops=0)
 
 
 def test_logging_switched_off_is_no_error(tmp_path):

@@ -1,147 +1,19 @@
 import io
 import logging
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from litseq.data import TokenBucketLoader, collate, plan_batches
+from litseq.data import TokenBucketLoader, collate
 
 N = 97
 
 
-@pytest.fixture(scope="module")
-def lengths():
-    rng = np.random.default_rng(5)
-    src = rng.integers(2, 20, size=N)
-    return src, np.clip(src + rng.integers(-4, 5, size=N), 2, None)
-
-
-def all_batches(plan):
-    return [batch for rank in range(plan.world_size) for batch in plan.batches(rank)]
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize(("max_tokens", "max_sentences"), [(60, None), (60, 3), (10, None)])
-def test_every_example_once_within_the_budget(
-    lengths, shuffle, world_size, max_tokens, max_sentences
-):
-    src, tgt = lengths
-    for epoch in range(3):
-        plan = plan_batches(
-            src,
-            tgt,
-            max_tokens=max_tokens,
-            max_sentences=max_sentences,
-            shuffle=shuffle,
-            epoch=epoch,
-            world_size=world_size,
-        )
-        batches = all_batches(plan)
-        assert sorted(np.concatenate(batches)) == list(range(N))
-        assert len({len(plan.batches(rank)) for rank in range(world_size)}) == 1
-        for batch in batches:
-            longest = max(src[batch].max(), tgt[batch].max())
-            assert len(batch) == 1 or len(batch) * longest <= max_tokens
-            assert max_sentences is None or len(batch) <= max_sentences
-
-
-def test_batches_are_as_full_as_the_budget_lets_them_be():
-    plan = plan_batches([2, 2, 3, 3, 3, 9, 4], max_tokens=8, shuffle=False)
-    found = sorted(sorted(batch.tolist()) for batch in plan.batches())
-    assert found == [[0, 1], [2, 3], [4, 6], [5]]  # lengths 2 2 | 3 3 | 3 4 | 9
-
-
-def test_epochs_differ_in_composition_and_order_but_not_in_number(lengths):
-    plans = [plan_batches(*lengths, max_tokens=60, epoch=epoch) for epoch in range(20)]
-    assert len({len(plan) for plan in plans}) == 1
-    compositions = {frozenset(frozenset(b.tolist()) for b in plan.batches()) for plan in plans}
-    assert len(compositions) == 20
-    assert len({tuple(plan.batches()[0]) for plan in plans}) > 10
-
-
-def test_the_plan_is_a_function_of_seed_and_epoch(lengths):
-    def plan(seed, epoch):
-        batches = plan_batches(*lengths, max_tokens=60, seed=seed, epoch=epoch).batches()
-        return [batch.tolist() for batch in batches]
-
-    assert plan(3, 1) == plan(3, 1)
-    assert plan(3, 1) != plan(3, 2)
-    assert plan(3, 1) != plan(4, 1)
-
-
-def test_without_shuffling_all_epochs_are_alike(lengths):
-    plans = [
-        plan_batches(*lengths, max_tokens=60, shuffle=False, epoch=e).batches() for e in (0, 7)
-    ]
-    assert [b.tolist() for b in plans[0]] == [b.tolist() for b in plans[1]]
-
-
-def test_ranks_get_neighbours_in_length_at_each_step(lengths):
-    plan = plan_batches(*lengths, max_tokens=60, world_size=3)
-    longest = np.maximum(*lengths)
-    steps = zip(*(plan.batches(rank) for rank in range(3)), strict=True)
-    spread = [np.ptp([longest[batch].mean() for batch in step]) for step in steps]
-    assert max(spread) < np.ptp(longest) / 2
-
-
-def test_single_sentence_batches_that_ranks_cannot_share_evenly():
-    plan = plan_batches([9, 8, 7, 6, 5], max_tokens=9, world_size=2)
-    assert [len(plan.batches(rank)) for rank in (0, 1)] == [2, 2]
-    assert sorted(np.concatenate(all_batches(plan))) == [0, 1, 2, 3, 4]
-    joined = next(batch for batch in all_batches(plan) if len(batch) == 2)
-    assert sorted(joined) == [3, 4]  # the two shortest
-
-
-def test_evaluation_of_fewer_examples_than_ranks():
-    plan = plan_batches([4, 2], max_tokens=9, shuffle=False, world_size=3)
-    assert sorted(np.concatenate(all_batches(plan))) == [0, 1]
-
-
-def test_training_on_fewer_examples_than_ranks():
-    with pytest.raises(ValueError, match="2 training pairs cannot feed 3 processes"):
-        plan_batches([4, 2], max_tokens=9, world_size=3)
-
-
-def test_efficiency_counts_real_tokens():
-    plan = plan_batches([2, 3, 5], [4, 3, 5], max_tokens=8, shuffle=False)
-    assert [b.tolist() for b in plan.batches()] in ([[1, 0], [2]], [[2], [1, 0]])
-    assert plan.efficiency([2, 3, 5]) == 10 / 11
-    assert plan.efficiency([4, 3, 5]) == 12 / 13
-
-
-def test_an_empty_evaluation_has_no_batches():
-    plan = plan_batches([], max_tokens=8, shuffle=False)
-    assert plan.batches() == []
-    assert plan.efficiency([]) == 1.0
-
-
-def test_both_sides_are_dense_on_text_like_lengths():
-    rng = np.random.default_rng(0)
-    src = np.clip(rng.lognormal(2.6, 0.5, 100_000), 2, 100).astype(int)
-    tgt = np.clip(src * rng.lognormal(0, 0.2, 100_000), 2, 100).astype(int)
-    plan = plan_batches(src, tgt, max_tokens=4096)
-    assert min(plan.efficiency(src), plan.efficiency(tgt)) > 0.95
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
-        ({"max_tokens": 8, "max_sentences": 0}, "max_sentences must be at least 1, got 0"),
-        ({"max_tokens": 8, "world_size": 0}, "world_size must be at least 1, got 0"),
-        ({"max_tokens": 8, "tgt_lengths": [3]}, r"equal size, got shapes \(2,\) and \(1,\)"),
-        ({"max_tokens": 8, "tgt_lengths": [3, 0]}, "lengths must be at least 1, got 0"),
-    ],
-)
-def test_refuses_wrong_limits_and_lengths(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        plan_batches([3, 4], **arguments)
-
-
 def load_batch(ids, epoch):
-    return collate([[epoch + 4] * (i % 5 + 1) for i in ids], ids=ids)
+    tokens = [[epoch + 4] * (i % 5 + 1) for i in ids]
+    return collate(tokens, tokens, ids=ids)
 
 
 def make_loader(**options):
@@ -241,7 +113,8 @@ def test_the_state_of_one_rank_fits_the_others():
     for _ in zip(first, range(3), strict=False):
         pass
     second.load_state_dict(first.state_dict())
-    assert ids_of(second) == expected[first.state_dict()["batches"] :]
+    assert second.position == first.position
+    assert ids_of(second) == expected[first.position :]
 
 
 def test_the_state_survives_a_safe_load():
@@ -252,25 +125,138 @@ def test_the_state_survives_a_safe_load():
     assert torch.load(file, weights_only=True) == state
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seed": 2},
-        {"max_tokens": 25},
-        {"world_size": 2, "rank": 0},
-        {"data_fingerprint": "other"},
-        {"ids": range(N - 1)},
-    ],
-)
-def test_other_batches_are_not_resumed(change, caplog):
-    running = make_loader()
-    for _ in zip(running, range(3), strict=False):
+def at_step(steps, **change):
+    """The state after some steps of the first epoch."""
+    loader = make_loader(**change)
+    for _ in zip(range(steps), loader, strict=False):  # the range first: it ends without reading
         pass
+    return loader.state_dict()
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"max_tokens": 25}, {"ids": range(N - 1)}])
+def test_other_batches_are_not_resumed(change, caplog):
     other = make_loader(**change)
     with caplog.at_level(logging.WARNING):
-        other.load_state_dict(running.state_dict())
-    assert "starts anew" in caplog.text
+        other.load_state_dict(at_step(3))
+    assert "epoch 0 starts anew" in caplog.text
+    assert other.position == 0
     assert ids_of(other) == ids_of(make_loader(**change))
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_other_data_are_refused_unless_that_is_wanted(steps, caplog):
+    state = at_step(steps, data_fingerprint="a1")
+    message = r"data \(b2\) are not those of the checkpoint \(a1\): use .* set allow_other_data"
+    with pytest.raises(ValueError, match=message):
+        make_loader(data_fingerprint="b2").load_state_dict(state)
+    other = make_loader(data_fingerprint="b2", allow_other_data=True)
+    other.load_state_dict(state)
+    assert ("starts anew" in caplog.text) is (steps > 0)
+    assert ids_of(other) == ids_of(make_loader())
+
+
+def test_a_state_of_the_time_when_batches_depended_on_the_ranks(caplog):
+    state = at_step(3)
+    del state["data"]
+    alone = make_loader()
+    alone.load_state_dict(state | {"world_size": 1})
+    assert ids_of(alone) == ids_of(make_loader())[3:]
+    assert not caplog.text
+    alone.load_state_dict(state | {"world_size": 2})
+    assert "written by an older litseq): epoch 0 starts anew" in caplog.text
+    assert ids_of(alone) == ids_of(make_loader())
+
+
+# ---- another number of ranks
+
+
+def read(loaders, steps):
+    """Lets all ranks make some steps, or as many as there are; ids of each step, by rank."""
+    passes = [iter(loader) for loader in loaders]
+    found = []
+    while len(found) != steps and loaders[0].epoch == 0:
+        found.append([next(batches)["id"].tolist() for batches in passes])
+    return found
+
+
+def ranks(world_size, state=None, **options):
+    loaders = [make_loader(world_size=world_size, rank=r, **options) for r in range(world_size)]
+    for loader in loaders:
+        if state is not None:
+            loader.load_state_dict(state)
+    return loaders
+
+
+@pytest.mark.parametrize("draw", range(60))
+def test_each_example_once_however_often_the_number_of_ranks_changes(draw):
+    rng = random.Random(draw)
+    options = {
+        "max_tokens": rng.choice([5, 24, 60]),
+        "max_sentences": rng.choice([None, 3]),
+        "seed": draw,
+        "ids": range(rng.choice([7, 30, N])),
+    }
+    seen, state = [], None
+    while state is None or state["epoch"] == 0:
+        loaders = ranks(rng.choice([1, 2, 3, 4, 5]), state, **options)
+        before = loaders[0].position
+        steps = read(loaders, rng.choice([0, 1, 2, 5, -1]))
+        seen += [i for step in steps for rank in step for i in rank]
+        states = [loader.state_dict() for loader in loaders]
+        assert all(state == states[0] for state in states)
+        state = states[0]
+        if state["epoch"] == 0:
+            assert loaders[0].position == before + len(steps)
+        else:
+            assert len(loaders[0]) == before + len(steps)
+    assert sorted(i for i in seen if i != -1) == list(options["ids"])
+
+
+def test_two_ranks_then_one_then_three_make_the_steps_of_one():
+    """Where the numbers divide, the same examples meet in the same optimizer step."""
+    expected = [ids for [ids] in read(ranks(1), -1)]
+    two = ranks(2)
+    found = [ids for step in read(two, 3) for ids in step]
+    one = ranks(1, two[0].state_dict())
+    found += [ids for step in read(one, 3) for ids in step]
+    three = ranks(3, one[0].state_dict())
+    steps = read(three, -1)
+    found += [ids for step in steps[:-1] for ids in step]
+    assert found == expected[: len(found)]
+    last, one_rank = np.concatenate(steps[-1]), np.concatenate(expected[len(found) :])
+    assert sorted(last) == sorted(one_rank)
+
+
+def test_a_resumed_segment_is_resumed_exactly():
+    two = ranks(2)
+    read(two, 3)
+    state = two[0].state_dict()
+    whole = read(ranks(3, state), -1)
+    for steps in range(len(whole)):
+        three = ranks(3, state)
+        read(three, steps)
+        assert read(ranks(3, three[1].state_dict()), -1) == whole[steps:]
+
+
+def test_a_rank_for_which_nothing_is_left_gets_nothing_to_learn():
+    loaders = ranks(3, at_step(8, max_tokens=1, ids=range(9)), max_tokens=1, ids=range(9))
+    [[*batches]] = [[next(iter(loader)) for loader in loaders]]
+    assert sorted(batch["id"].tolist() for batch in batches)[:2] == [[-1], [-1]]
+    for batch in batches:
+        assert (batch["labels"] == -100).all() == (batch["id"].item() == -1)
+        assert batch["input_ids"].numel() > 0
+
+
+def test_training_on_fewer_examples_than_ranks():
+    with pytest.raises(ValueError, match="2 training pairs cannot feed 3 processes; use at most 2"):
+        len(make_loader(ids=[4, 2], world_size=3, rank=0))
+
+
+def test_evaluation_of_fewer_examples_than_ranks():
+    loaders = ranks(3, ids=[4], shuffle=False)
+    assert [len(loader) for loader in loaders] == [1, 1, 1]
+    assert [ids_of(loader) for loader in loaders] == [[(4,)], [(-1,)], [(-1,)]]
+    assert [ids_of(loader) for loader in ranks(3, ids=[], shuffle=False)] == [[], [], []]
 
 
 def test_a_trainer_leaves_the_loader_alone():

@@ -522,3 +522,103 @@ def test_the_tokenizer_of_a_checkpoint_can_be_taken(folder, data, tmp_path):
     other = prepare(folder, tokenizer=str(tmp_path / "a.ckpt"), vocab_size=77)
     assert isinstance(other.tokenizer, TranslationTokenizer)
     assert other.tokenizer.fingerprint == data.tokenizer.fingerprint
+
+
+# ---- max_tokens: auto ----
+
+
+class Chooser(L.Callback):
+    """Chooses a number, and counts how often it is asked."""
+
+    def __init__(self, number=40):
+        self.number, self.asked = number, 0
+
+    def choose_max_tokens(self, trainer, make_loader):
+        self.asked += 1
+        assert trainer.lightning_module.device.type == "cpu"
+        assert make_loader(50).max_tokens == 50
+        return self.number
+
+
+def fit_auto(folder, tmp_path, *callbacks, ckpt_path=None, data=None, **options):
+    defaults = {"max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False}
+    defaults |= {"accelerator": "cpu", "logger": False, "default_root_dir": tmp_path}
+    defaults["enable_checkpointing"] = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    trainer = L.Trainer(**(defaults | options), callbacks=list(callbacks))
+    module = Recorder()
+    trainer.fit(module, datamodule=data or make(folder, max_tokens="auto"), ckpt_path=ckpt_path)
+    return module, trainer
+
+
+@pytest.mark.parametrize("num_sanity_val_steps", [0, 2])
+def test_auto_is_asked_for_once_and_makes_those_batches(
+    folder, tmp_path, caplog, num_sanity_val_steps
+):
+    options = {"num_sanity_val_steps": num_sanity_val_steps}
+    expected, _ = fit_auto(folder, tmp_path, data=make(folder, max_tokens=40), **options)
+    chooser = Chooser(40)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="litseq"):
+        module, trainer = fit_auto(folder, tmp_path, chooser, **options)
+    assert module.seen == expected.seen
+    assert module.evaluated == expected.evaluated
+    assert chooser.asked == 1
+    assert trainer.datamodule.val_dataloader().max_tokens == 40
+    assert caplog.text.count("60 training pairs") == 1
+    assert "max_tokens=40 padded" in caplog.text
+
+
+@pytest.mark.parametrize("stop", [1, 3, 30])
+def test_a_resumed_run_keeps_to_the_number_that_was_chosen(folder, tmp_path, stop):
+    whole, trainer = fit_auto(folder, tmp_path, Chooser(40))
+    assert trainer.num_training_batches < 30 < 2 * trainer.num_training_batches
+    saver = ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=stop)
+    before, _ = fit_auto(folder, tmp_path, Chooser(40), saver, max_steps=stop, max_epochs=-1)
+    other = Chooser(100)
+    after, trainer = fit_auto(folder, tmp_path, other, ckpt_path=tmp_path / "last.ckpt")
+    assert other.asked == 0
+    assert before.seen + after.seen == whole.seen
+    assert trainer.datamodule.hparams["max_tokens"] == "auto"
+
+
+def test_evaluation_takes_the_number_of_the_checkpoint(folder, tmp_path):
+    _, trainer = fit_auto(folder, tmp_path, Chooser(40), max_steps=1, max_epochs=-1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    sizes = []
+    for ckpt_path in (tmp_path / "a.ckpt", None):
+        later = make(folder, max_tokens="auto")
+        quiet = {"enable_progress_bar": False, "logger": False, "default_root_dir": tmp_path}
+        L.Trainer(accelerator="cpu", **quiet).validate(Recorder(), later, ckpt_path=ckpt_path)
+        sizes.append(later.val_dataloader().max_tokens)
+    assert sizes == [40, 4096]
+
+
+def test_auto_needs_somebody_who_chooses(folder, tmp_path):
+    message = "nothing chooses the number: add litseq.MemoryCheck to trainer.callbacks, or give a"
+    with pytest.raises(ValueError, match=message):
+        fit_auto(folder, tmp_path)
+    alone = prepare(folder, max_tokens="auto")
+    with pytest.raises(ValueError, match=message):
+        alone.train_dataloader()
+    assert alone.val_dataloader().max_tokens == 4096
+    assert prepare(folder, max_tokens="auto", eval_max_tokens=7).val_dataloader().max_tokens == 7
+
+
+def test_a_number_that_comes_too_late_is_refused(folder, tmp_path):
+    class Late(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            state = trainer.datamodule.state_dict()
+            trainer.datamodule.load_state_dict(state)
+            trainer.datamodule.load_state_dict({**state, "max_tokens": 80})
+
+    message = "max_tokens is 80 in the checkpoint, and auto has chosen 40 .* data.max_tokens to 80"
+    with pytest.raises(ValueError, match=message):
+        fit_auto(folder, tmp_path, Chooser(40), Late())
+
+
+def test_max_tokens_is_a_number_or_auto(folder):
+    with pytest.raises(ValueError, match="max_tokens must be a number or auto, got 'big'"):
+        make(folder, max_tokens="big")
+    for number in (0, -1):
+        with pytest.raises(ValueError, match=f"max_tokens must be at least 1, got {number}"):
+            make(folder, max_tokens=number)

@@ -117,7 +117,7 @@ def test_without_target(texts, tokens):
     assert "labels" not in split.load_batch(np.array([1]), 0)
 
 
-def test_sampling_is_a_function_of_seed_epoch_and_batch(texts, tokens, tokenizer):
+def test_sampling_is_a_function_of_seed_epoch_and_example(texts, tokens, tokenizer):
     def sampled(epoch, seed=5, max_len=99):
         sampling = SubwordSampling(tokenizer, alpha=0.3, nbest_size=-1, seed=seed, max_chars=40)
         split = open_split(texts, tokens, sampling=sampling, max_len=max_len)

@@ -305,7 +305,7 @@ def test_refuses_a_folder_whose_model_is_gone_or_replaced(shared, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
 def test_refuses_an_unreadable_checkpoint(tmp_path, content):
     (tmp_path / "a.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.ckpt cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint, is damaged, or holds"):
         TranslationTokenizer.load(tmp_path / "a.ckpt")
 
 

@@ -283,7 +283,8 @@ def _records(
         if all(isinstance(item, str) for item in outputs):
             ids = batch.get("id") if isinstance(batch, Mapping) else None
             if isinstance(ids, Tensor) and ids.numel() == len(outputs):
-                return [{"id": i, "text": t} for i, t in zip(ids.tolist(), outputs, strict=True)]
+                rows = zip(ids.tolist(), outputs, strict=True)
+                return [{"id": i, "text": t} for i, t in rows if i >= 0]  # -1: no example
             if first is not None:
                 return [{"id": i, "text": t} for i, t in enumerate(outputs, start=first)]
             raise ValueError(

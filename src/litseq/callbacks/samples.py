@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from litseq.callbacks.outputs import run_folder, write_lines
 from litseq.metrics import Evaluation, sentence_chrf
+from litseq.textfiles import printable
 from litseq.types import Translation
 
 __all__ = ["TranslationSamples"]
@@ -27,7 +28,9 @@ class TranslationSamples(Callback):
     The sentences are spread evenly over the validation set and stay the same. After each validation
     of ``fit`` a row for each of them (step, id, source, reference, hypothesis, chrF) joins the
     table: ``samples.tsv`` in the run's folder, W&B as a table, TensorBoard as text. The rows are
-    part of the checkpoint, so a resumed run goes on with the table.
+    part of the checkpoint, so a resumed run goes on with the table. In ``samples.tsv`` control
+    characters and backslashes are escaped, and an apostrophe stands before a text that a
+    spreadsheet would take for a formula.
 
     Reads the module's ``evaluation`` (``litseq.metrics.Evaluation``), set on rank zero in
     ``on_validation_epoch_end``; a module without it trains as ever, and one line says so.
@@ -79,7 +82,7 @@ class TranslationSamples(Callback):
             return
         new = [self._row(trainer.global_step, item) for item in self._choose(evaluation)]
         self._rows += new
-        lines = ("\t".join(str(cell).translate(_ESCAPES) for cell in row) for row in self._rows)
+        lines = ("\t".join(map(_cell, row)) for row in self._rows)
         write_lines(self._out / "samples.tsv", ["\t".join(_COLUMNS), *lines])
         self._log(trainer, new)
 
@@ -118,6 +121,13 @@ class TranslationSamples(Callback):
         """Goes on from the table of the checkpoint."""
         self._ids = list(state_dict["ids"])
         self._rows = [list(row) for row in state_dict["rows"]]
+
+
+def _cell(value: object) -> str:
+    text = printable(str(value).translate(_ESCAPES))
+    # a spreadsheet would take it for a formula, which can fetch and run things
+    formula = isinstance(value, str) and text.startswith(("=", "+", "-", "@"))
+    return f"'{text}" if formula else text
 
 
 def _markdown(rows: list[list[Any]]) -> str:

@@ -1,209 +1,46 @@
-"""Batches of similar lengths within a budget of padded tokens, and a loader that can resume."""
+"""A loader of length-bucketed batches that can resume, with any number of ranks."""
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from litseq.data.collate import IGNORED_LABEL
+from litseq.data.plans import (
+    BatchPlan,
+    Ints,
+    check_lengths,
+    check_limits,
+    deal_batches,
+    plan_batches,
+)
 from litseq.types import Batch
 
 __all__ = ["BatchPlan", "LoadBatch", "TokenBucketLoader", "plan_batches"]
 
 _log = logging.getLogger(__name__)
 
-Ints = NDArray[np.int64]
 LoadBatch = Callable[[Ints, int], Batch]
-
-
-@dataclass(frozen=True, eq=False)
-class BatchPlan:
-    """Who goes with whom, and when: the batches of one epoch for all ranks together.
-
-    Attributes:
-        order: Positions of the examples, sorted by length, int64 (N,).
-        bounds: Batch k is ``order[bounds[k]:bounds[k + 1]]``, int64 (num_batches + 1,).
-        schedule: Batch numbers in the order in which they are dealt to ranks, int64
-            (num_batches,): each row of ``world_size`` neighbours is one step.
-        world_size: Number of ranks.
-    """
-
-    order: Ints
-    bounds: Ints
-    schedule: Ints
-    world_size: int = 1
-
-    def __len__(self) -> int:
-        """Number of batches of all ranks together."""
-        return len(self.schedule)
-
-    def batches(self, rank: int = 0) -> list[Ints]:
-        """The batches of one rank in their order: arrays of example positions."""
-        return [
-            self.order[self.bounds[k] : self.bounds[k + 1]]
-            for k in self.schedule[rank :: self.world_size]
-        ]
-
-    def efficiency(self, lengths: ArrayLike) -> float:
-        """Share of real tokens among the padded ones; 1.0 for a plan without batches.
-
-        Args:
-            lengths: Token counts of one side, int (N,).
-        """
-        if len(self) == 0:
-            return 1.0
-        in_order = np.asarray(lengths, dtype=np.int64)[self.order]
-        longest = np.maximum.reduceat(in_order, self.bounds[:-1])
-        return float(in_order.sum() / (longest * np.diff(self.bounds)).sum())
-
-
-def plan_batches(
-    src_lengths: ArrayLike,
-    tgt_lengths: ArrayLike | None = None,
-    *,
-    max_tokens: int,
-    max_sentences: int | None = None,
-    shuffle: bool = True,
-    seed: int = 0,
-    epoch: int = 0,
-    world_size: int = 1,
-) -> BatchPlan:
-    """Sorts examples by length and cuts the row into batches.
-
-    In a batch, sentences x longest side <= ``max_tokens``; an example above that makes a batch
-    alone. The plan is a function of its arguments, the same on every rank and machine.
-
-    The row is sorted by the longer side, and among equals by the difference of the sides, upwards
-    and downwards in turn: so neighbours are alike on both sides.
-
-    With ``shuffle``, each epoch draws the order among equal lengths, where the first batch ends
-    (which moves all other borders), and the order of the batches. The number of batches is the same
-    in every epoch and a multiple of ``world_size``: batches are halved until it is, so that no
-    example is left out or doubled.
-
-    Without, as in evaluation, batches and order never change; the order is drawn once, so that the
-    first batches are a fair sample. There may be fewer batches than ranks.
-
-    Args:
-        src_lengths: Source token counts, int (N,), each at least 1.
-        tgt_lengths: Target token counts, int (N,); None where there is no target.
-        max_tokens: Padded tokens of one batch on its longer side.
-        max_sentences: Examples of one batch at most; None: no limit.
-        shuffle: Whether to draw anew in every epoch.
-        seed: Seed of all draws.
-        epoch: Number of the epoch.
-        world_size: Number of ranks.
-
-    Raises:
-        ValueError: If a limit is below 1, the lengths do not fit, or a shuffled plan has fewer
-            examples than ranks.
-    """
-    src, tgt = _check_lengths(src_lengths, tgt_lengths)
-    _check_limits(max_tokens, max_sentences, world_size)
-    num_examples = len(src)
-    if shuffle and num_examples < world_size:
-        raise ValueError(
-            f"{num_examples} training pairs cannot feed {world_size} processes; use at most "
-            f"{num_examples} devices."
-        )
-    rng = np.random.default_rng([seed, epoch] if shuffle else [seed])
-    longest = np.maximum(src, tgt)
-    order = _sort(src, tgt, longest, rng if shuffle else None)
-    in_order = longest[order]
-
-    bounds = _cut(in_order, max_tokens, max_sentences)
-    num_batches = len(bounds) - 1
-    if shuffle:
-        # A shorter first batch moves every border and costs one batch at most. Count that one in
-        # always, or else the length of an epoch would depend on the draw.
-        first = int(rng.integers(1, bounds[1], endpoint=True))
-        bounds = _cut(in_order, max_tokens, max_sentences, first=first)
-        num_batches = min(num_batches + 1, num_examples)
-    wanted = -(-num_batches // world_size) * world_size
-    if wanted > num_examples:  # nearly every batch holds a single example
-        wanted = num_examples // world_size * world_size if shuffle else num_batches
-    bounds = _resize(bounds, wanted)
-    return BatchPlan(order, bounds, _schedule(wanted, world_size, rng), world_size)
-
-
-def _check_lengths(src_lengths: ArrayLike, tgt_lengths: ArrayLike | None) -> tuple[Ints, Ints]:
-    src = np.asarray(src_lengths, dtype=np.int64)
-    tgt = src if tgt_lengths is None else np.asarray(tgt_lengths, dtype=np.int64)
-    if src.ndim != 1 or src.shape != tgt.shape:
-        raise ValueError(
-            f"src_lengths and tgt_lengths must be one row each of equal size, got shapes "
-            f"{src.shape} and {tgt.shape}."
-        )
-    if src.size and min(src.min(), tgt.min()) < 1:
-        raise ValueError(f"lengths must be at least 1, got {min(src.min(), tgt.min())}.")
-    return src, tgt
-
-
-def _check_limits(max_tokens: int, max_sentences: int | None, world_size: int) -> None:
-    limits = {"max_tokens": max_tokens, "max_sentences": max_sentences, "world_size": world_size}
-    for name, value in limits.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-
-
-def _sort(src: Ints, tgt: Ints, longest: Ints, rng: np.random.Generator | None) -> Ints:
-    difference = (src - tgt).astype(np.float64)
-    if rng is not None:
-        difference += rng.random(len(src))  # below 1: it decides among equals alone
-    # Where one length ends with long sources, the next one begins with long sources.
-    difference[longest % 2 == 1] *= -1
-    return np.lexsort((difference, longest)).astype(np.int64)
-
-
-def _cut(
-    longest: Ints, max_tokens: int, max_sentences: int | None, *, first: int | None = None
-) -> Ints:
-    """Borders of the fewest batches that keep the budget; ``longest`` (N,) ascends."""
-    num_examples = len(longest)
-    most = num_examples if max_sentences is None else max_sentences
-    count = np.arange(1, min(most, max_tokens, num_examples) + 1)
-    bounds = [0]
-    if first is not None:
-        bounds.append(first)
-    while bounds[-1] < num_examples:
-        start = bounds[-1]
-        # The first is the shortest, so no more than this many fit; of these, a prefix does.
-        fit = max(1, min(most, max_tokens // int(longest[start])))
-        padded = longest[start : start + fit] * count[: min(fit, num_examples - start)]
-        bounds.append(start + max(1, int(np.count_nonzero(padded <= max_tokens))))
-    return np.array(bounds, dtype=np.int64)
-
-
-def _resize(bounds: Ints, num_batches: int) -> Ints:
-    """Halves the largest batches, or joins the shortest, until there are ``num_batches``."""
-    while len(bounds) - 1 < num_batches:
-        k = int(np.diff(bounds).argmax())
-        bounds = np.insert(bounds, k + 1, (bounds[k] + bounds[k + 1]) // 2)
-    while len(bounds) - 1 > num_batches:  # over the budget, but with the two shortest sentences
-        bounds = np.delete(bounds, 1)
-    return bounds
-
-
-def _schedule(num_batches: int, world_size: int, rng: np.random.Generator) -> Ints:
-    """Deals neighbours in length to the ranks of one step, the steps in random order."""
-    steps, rest = divmod(num_batches, world_size)
-    dealt = np.arange(steps * world_size).reshape(steps, world_size)
-    dealt = rng.permuted(rng.permutation(dealt), axis=1)
-    return np.concatenate([dealt.ravel(), np.arange(num_batches - rest, num_batches)])
 
 
 class TokenBucketLoader:
     """Yields length-bucketed batches; reshuffles in every epoch; resumes with the very next batch.
 
     An iterable of its own around a private DataLoader: a Trainer leaves it alone, so users set no
-    flag, and it works without Lightning. Ranks are dealt disjoint batches: equally many in training
-    (``shuffle``), and in evaluation such that every example is read exactly once.
+    flag, and it works without Lightning. Ranks are dealt disjoint batches, and every example is
+    read exactly once: in training (``shuffle``) in equally many steps on each rank. A rank for
+    which there is nothing (the last step of an epoch may have fewer examples than ranks, an
+    evaluation fewer batches) gets a batch with ``id`` -1 and no label: Lightning would not wait for
+    the others on a rank without a batch, while they wait for it.
+
+    The batches and their order do not depend on the number of ranks: one step of four ranks is two
+    of two. So an epoch may be resumed with another number of them.
 
     A pass that ran to its end moves on to the next epoch by itself; ``set_epoch`` does so
     explicitly. A pass that was broken off starts its epoch anew, unless ``load_state_dict`` says
@@ -223,7 +60,8 @@ class TokenBucketLoader:
         pin_memory: Whether batches land in page-locked memory.
         world_size: Number of ranks; None: as ``torch.distributed`` says when first needed.
         rank: This process's rank; None likewise.
-        data_fingerprint: Names the data; a state saved with another is not resumed.
+        data_fingerprint: Names the data; a state saved with another is refused.
+        allow_other_data: Whether such a state is taken for its epoch, which then starts anew.
 
     Raises:
         ValueError: If there is nothing to train on, or as ``plan_batches`` says.
@@ -246,12 +84,13 @@ class TokenBucketLoader:
         world_size: int | None = None,
         rank: int | None = None,
         data_fingerprint: str = "",
+        allow_other_data: bool = False,
     ) -> None:
         if (world_size is None) != (rank is None):
             raise ValueError(f"give both or none of world_size={world_size} and rank={rank}.")
         src = np.asarray(src_lengths, dtype=np.int64)
         tgt = None if tgt_lengths is None else np.asarray(tgt_lengths, dtype=np.int64)
-        _check_lengths(src, tgt)
+        check_lengths(src, tgt)
         self._ids = np.arange(len(src)) if ids is None else np.asarray(ids, dtype=np.int64)
         self._src_lengths = src[self._ids]
         self._tgt_lengths = None if tgt is None else tgt[self._ids]
@@ -262,12 +101,15 @@ class TokenBucketLoader:
         self.shuffle = shuffle
         self.seed = seed
         self._place = None if world_size is None or rank is None else (world_size, rank)
-        _check_limits(max_tokens, max_sentences, world_size or 1)
+        check_limits(max_tokens, max_sentences)
+        self._data = data_fingerprint
+        self._allow_other_data = allow_other_data
         self._fingerprint = self._make_fingerprint(data_fingerprint)
         self._epoch = 0
-        self._start = 0  # where the next pass begins
-        self._yielded = 0  # batches of this epoch that were handed out
-        self._plan: tuple[tuple[int, int], BatchPlan] | None = None  # key: epoch, world size
+        self._read = 0  # batches of the epoch that all ranks together read before this pass
+        self._yielded = 0  # batches of this pass that were handed out
+        self._resuming = False  # whether the next pass goes on after those that were read
+        self._plan: tuple[int, BatchPlan] | None = None  # key: epoch
         self._agenda = _Agenda()
         self._loader = DataLoader(
             _Batches(load_batch),
@@ -301,16 +143,27 @@ class TokenBucketLoader:
         """Number of the epoch that the next batch belongs to."""
         return self._epoch
 
+    @property
+    def position(self) -> int:
+        """Steps of the present epoch that are done; what is left fits into the others."""
+        world_size, _ = self._locate()
+        left = len(self.plan()) - self._read
+        return -(-len(self.plan()) // world_size) + self._yielded - -(-left // world_size)
+
     def set_epoch(self, epoch: int) -> None:
         """Goes to the start of an epoch, unless that epoch is the present one."""
         if epoch != self._epoch:
-            self._epoch, self._start, self._yielded = epoch, 0, 0
+            self._go_to(epoch)
 
     def plan(self, epoch: int | None = None) -> BatchPlan:
         """The batches of an epoch, of all ranks; None: of the present one."""
         world_size, _ = self._locate()
-        epoch = self._epoch if epoch is None else epoch
-        key = (epoch if self.shuffle else 0, world_size)
+        if self.shuffle and self.num_examples < world_size:
+            raise ValueError(
+                f"{self.num_examples} training pairs cannot feed {world_size} processes; use at "
+                f"most {self.num_examples} devices."
+            )
+        key = (self._epoch if epoch is None else epoch) if self.shuffle else 0
         if self._plan is None or self._plan[0] != key:
             plan = plan_batches(
                 self._src_lengths,
@@ -319,8 +172,7 @@ class TokenBucketLoader:
                 max_sentences=self.max_sentences,
                 shuffle=self.shuffle,
                 seed=self.seed,
-                epoch=key[0],
-                world_size=world_size,
+                epoch=key,
             )
             self._plan = (key, plan)
         return self._plan[1]
@@ -331,23 +183,48 @@ class TokenBucketLoader:
         tgt = src if self._tgt_lengths is None else self._tgt_lengths
         return plan.efficiency(src), plan.efficiency(tgt)
 
+    def largest_batches(self) -> list[Batch]:
+        """Reads the batches of the present epoch that take the most memory; no place is lost.
+
+        That is the one with the most positions of both sides, which decide about the logits, and
+        the one with the most pairs of a source and a target position, which decide about attention;
+        often they are one and the same.
+        """
+        plan = self.plan()
+        src = self._src_lengths
+        tgt = src if self._tgt_lengths is None else self._tgt_lengths
+        size = np.diff(plan.bounds)
+        src_len, tgt_len = (
+            np.maximum.reduceat(side[plan.order], plan.bounds[:-1]) for side in (src, tgt)
+        )
+        largest = {
+            int((size * (src_len + tgt_len)).argmax()),
+            int((size * src_len * tgt_len).argmax()),
+        }
+        batches = (plan.order[plan.bounds[k] : plan.bounds[k + 1]] for k in sorted(largest))
+        return [self._loader.dataset[(self._epoch, self._ids[batch], True)] for batch in batches]
+
     def __len__(self) -> int:
         world_size, rank = self._locate()
-        return len(range(rank, len(self.plan()), world_size))
+        num_batches = len(self.plan())
+        if self.shuffle:
+            return -(-num_batches // world_size)
+        return max(len(range(rank, num_batches, world_size)), min(num_batches, 1))
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: it looks at epoch and start only when the first batch is asked for, since a
         # Trainer makes the iterator before it sets the epoch.
-        num_batches = len(self)
+        if not self._resuming:
+            self._go_to(self._epoch)
+        self._resuming, self._yielded = False, 0
         self._agenda.items = self._remaining()
-        self._yielded, self._start = self._start, 0
-        batches = iter(self._loader)
-        for batch in batches:
+        num_batches = len(self._agenda.items)
+        for batch in iter(self._loader):
             self._yielded += 1
-            if self._yielded >= num_batches:
+            if self._yielded == num_batches:
                 # The last one: whoever saves now saves the start of the next epoch. A Trainer does
                 # not come back for StopIteration.
-                self._epoch, self._yielded = self._epoch + 1, 0
+                self._go_to(self._epoch + 1)
                 yield batch
                 return
             yield batch
@@ -356,36 +233,54 @@ class TokenBucketLoader:
         """The place of the next batch, in plain numbers that are the same on every rank."""
         return {
             "epoch": self._epoch,
-            "batches": self._yielded,
+            "batches": self._read + self._yielded * self._locate()[0],
             "seed": self.seed,
-            "world_size": self._locate()[0],
+            "data": self._data,
             "fingerprint": self._fingerprint,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes to the place that ``state_dict`` named.
+        """Goes to the place that ``state_dict`` named, with any number of ranks.
 
-        Other data, limits, seed or number of ranks make other batches, in which that place means
-        nothing: then the epoch starts anew, with a warning.
+        Other limits, filters or seed make other batches, in which that place means nothing: then
+        the epoch starts anew, with a warning.
 
         Args:
             state_dict: What ``state_dict`` returned, here or on another rank.
+
+        Raises:
+            ValueError: If the data are others, unless ``allow_other_data``.
         """
-        self._epoch = int(state_dict["epoch"])
-        self._start = int(state_dict["batches"])
-        now = self.state_dict()
-        differ = [k for k in ("fingerprint", "seed", "world_size") if state_dict[k] != now[k]]
-        if differ and self._start > 0:
-            changes = ", ".join(f"{k} {state_dict[k]} -> {now[k]}" for k in differ)
-            _log.warning(
-                "the batches are not those of the checkpoint (%s): epoch %d starts anew.",
-                changes,
-                self._epoch,
+        epoch, batches = int(state_dict["epoch"]), int(state_dict["batches"])
+        if state_dict.get("data", self._data) != self._data and not self._allow_other_data:
+            raise ValueError(
+                f"the training data ({self._data}) are not those of the checkpoint "
+                f"({state_dict['data']}): use those, or set allow_other_data to go on with these "
+                f"from the start of epoch {epoch}."
             )
-            self._start = 0
-        if self._start >= len(self):
-            self._epoch, self._start = self._epoch + 1, 0
-        self._yielded = self._start
+        now = self.state_dict()
+        changes = [
+            f"{name} {state_dict[name]} -> {now[name]}"
+            for name in ("seed", "fingerprint")
+            if state_dict[name] != now[name]
+        ]
+        if state_dict.get("world_size", 1) > 1:  # its batches depended on that
+            changes.append("written by an older litseq")
+        if changes and batches > 0:
+            batches = 0
+            if self._locate()[1] == 0:
+                _log.warning(
+                    "the batches are not those of the checkpoint (%s): epoch %d starts anew.",
+                    ", ".join(changes),
+                    epoch,
+                )
+        if batches >= len(self.plan()):
+            epoch, batches = epoch + 1, 0
+        self._go_to(epoch)
+        self._read, self._resuming = batches, True
+
+    def _go_to(self, epoch: int) -> None:
+        self._epoch, self._read, self._yielded, self._resuming = epoch, 0, 0, False
 
     def _locate(self) -> tuple[int, int]:
         """World size and rank; read late, as loaders may be made before the process group."""
@@ -395,10 +290,20 @@ class TokenBucketLoader:
             return torch.distributed.get_world_size(), torch.distributed.get_rank()
         return 1, 0
 
-    def _remaining(self) -> list[tuple[int, Ints]]:
-        """Epoch and example numbers of the batches from ``_start`` on."""
-        _, rank = self._locate()
-        return [(self._epoch, self._ids[b]) for b in self.plan().batches(rank)[self._start :]]
+    def _remaining(self) -> list["_Item"]:
+        """What this rank reads from the place of resumption on."""
+        world_size, rank = self._locate()
+        plan = self.plan()
+        batches = plan.batches()[self._read :]
+        if self.shuffle:
+            batches = deal_batches(batches, world_size)
+        elif rank >= len(batches) > 0:
+            batches = [plan.order[:0]] * (rank + 1)
+        shortest = self._ids[plan.order[:1]]
+        return [
+            (self._epoch, self._ids[batch] if len(batch) else shortest, len(batch) > 0)
+            for batch in batches[rank::world_size]
+        ]
 
     def _make_fingerprint(self, data_fingerprint: str) -> str:
         limits = f"{data_fingerprint} {self.max_tokens} {self.max_sentences} {self.shuffle}"
@@ -415,16 +320,20 @@ class _EpochSetter:
         self.sampler = loader
 
 
-class _Agenda(Sampler[tuple[int, Ints]]):
+_Item = tuple[int, Ints, bool]
+"""An epoch, numbers of examples, and whether they count."""
+
+
+class _Agenda(Sampler[_Item]):
     """The batches of the next pass.
 
     It does not know its loader: without that circle, worker processes end with the last reference.
     """
 
     def __init__(self) -> None:
-        self.items: list[tuple[int, Ints]] = []
+        self.items: list[_Item] = []
 
-    def __iter__(self) -> Iterator[tuple[int, Ints]]:
+    def __iter__(self) -> Iterator[_Item]:
         return iter(self.items)
 
 
@@ -434,6 +343,12 @@ class _Batches(Dataset[Batch]):
     def __init__(self, load_batch: LoadBatch) -> None:
         self._load_batch = load_batch
 
-    def __getitem__(self, item: tuple[int, Ints]) -> Batch:
-        epoch, ids = item
-        return self._load_batch(ids, epoch)
+    def __getitem__(self, item: _Item) -> Batch:
+        epoch, ids, counts = item
+        batch = self._load_batch(ids, epoch)
+        if not counts:  # a model's input like any other, but nothing is learned from it
+            if "labels" in batch:
+                batch["labels"] = torch.full_like(batch["labels"], IGNORED_LABEL)
+            if "id" in batch:
+                batch["id"] = torch.full_like(batch["id"], -1)
+        return batch

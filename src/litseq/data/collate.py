@@ -13,7 +13,7 @@ from litseq.types import Batch
 __all__ = ["collate"]
 
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
-_IGNORED_LABEL = -100  # the padding that torch and Hugging Face losses skip by default
+IGNORED_LABEL = -100  # the padding that torch and Hugging Face losses skip by default
 
 
 def collate(
@@ -43,7 +43,7 @@ def collate(
     batch = Batch(input_ids=input_ids, attention_mask=torch.from_numpy(token.astype(np.int64)))
     if tgt is not None:
         _check_count("tgt", len(tgt), len(src))
-        batch["labels"], _ = _pad(tgt, _IGNORED_LABEL, "tgt")
+        batch["labels"], _ = _pad(tgt, IGNORED_LABEL, "tgt")
     if ids is not None:
         _check_count("ids", len(ids), len(src))
         batch["id"] = torch.from_numpy(np.array(ids, dtype=np.int64))

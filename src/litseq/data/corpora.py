@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from litseq.data.readers import Columns, Pair, find_file, read_file, read_tables
 
 __all__ = [
+    "BAD_LINES",
     "build_once",
     "cache_cut",
     "cache_demo",
@@ -33,6 +34,9 @@ __all__ = [
 
 _FORMAT = 1  # part of every cache key: raise it when the same input gives other rows
 _CHUNK = 10_000  # rows in memory at a time
+
+BAD_LINES = "bad_lines.txt"
+"""Beside the texts of a folder: the lines that were left out, with file, number and reason."""
 
 Part = Literal["train", "val", "test"]
 
@@ -81,12 +85,16 @@ def iter_column(data: datasets.Dataset, name: str) -> Iterator[str]:
         yield from batch[name]
 
 
-def cache_files(names: str | Sequence[str], *, columns: Columns, cache_dir: Path) -> Path:
+def cache_files(
+    names: str | Sequence[str], *, columns: Columns, max_bad_lines: int = 0, cache_dir: Path
+) -> Path:
     """Reads local files, one after the other, into one folder for ``open_arrow``.
 
     Args:
         names: One name or several, as ``readers.find_file`` takes them.
         columns: Languages, columns, and whether the target is needed.
+        max_bad_lines: So many lines that cannot be read are left out with their partners, and
+            listed in the folder's ``BAD_LINES``; one more is an error.
         cache_dir: Where the folder is made; the files' contents name it.
 
     Returns:
@@ -99,11 +107,21 @@ def cache_files(names: str | Sequence[str], *, columns: Columns, cache_dir: Path
     names = [names] if isinstance(names, str) else list(names)
     files = [find_file(name, columns) for name in names]
     contents = [[file.kind, *map(_digest, file.paths)] for file in files]
+    bad: list[ValueError] = []
+
+    def skip(error: ValueError) -> None:
+        if len(bad) == max_bad_lines:
+            more = f" ({max_bad_lines} bad lines before it were skipped)" if bad else ""
+            raise ValueError(f"{error}{more}")
+        bad.append(error)
+
+    limit = [max_bad_lines] if max_bad_lines else []
     return _cache_pairs(
-        (pair for file in files for pair in read_file(file, columns)),
-        cache_dir / "text" / _key("files", contents, astuple(columns)),
+        (pair for file in files for pair in read_file(file, columns, skip=skip)),
+        cache_dir / "text" / _key("files", contents, astuple(columns), *limit),
         columns.need_target,
         ", ".join(str(path) for file in files for path in file.paths),
+        bad=bad,
     )
 
 
@@ -268,7 +286,14 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _cache_pairs(pairs: Iterable[Pair], folder: Path, with_target: bool, where: str) -> Path:
+def _cache_pairs(
+    pairs: Iterable[Pair],
+    folder: Path,
+    with_target: bool,
+    where: str,
+    *,
+    bad: Sequence[ValueError] = (),
+) -> Path:
     names = ["source", "target"] if with_target else ["source"]
     schema = pa.schema([(name, pa.string()) for name in names])
 
@@ -285,5 +310,8 @@ def _cache_pairs(pairs: Iterable[Pair], folder: Path, with_target: bool, where: 
                 count += len(chunk)
         if count == 0:
             raise ValueError(f"{where}: 0 pairs; there is nothing to read.")
+        if bad:
+            text = "".join(f"{' '.join(str(error).split())}\n" for error in bad)
+            (draft / BAD_LINES).write_text(text, encoding="utf-8")
 
     return build_once(folder, build)

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import numpy as np
@@ -17,11 +17,14 @@ from litseq.data.corpora import default_cache_dir
 from litseq.data.encoding import EncodedSplit, SubwordSampling
 from litseq.data.filters import duplicate_rows, filter_pairs, review_pairs
 from litseq.data.prepare import SPLITS, Preparation, Prepared, Split
+from litseq.data.resumed_epoch import ResumedEpoch
 from litseq.data.tokenizer import ModelType, Normalization, TranslationTokenizer
 
 __all__ = ["TranslationDataModule"]
 
 _log = logging.getLogger(__name__)
+
+_EVAL_MAX_TOKENS = 4096  # where max_tokens is "auto" and none has been chosen
 
 _STAGES: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -78,15 +81,23 @@ class TranslationDataModule(L.LightningDataModule):
         max_length_ratio: Longer over shorter side of a training pair at most, in tokens.
             Default: any.
         max_chars: Characters of a text that are read at most; longer training pairs are dropped.
+        max_bad_lines: So many lines of ``train``, ``val`` and of ``test`` each that cannot be read,
+            such as bytes that are not UTF-8, are left out with their partners and listed in the
+            cache; one more is an error. A line to ``predict`` is never left out.
         drop_duplicates: Whether a training pair that repeats an earlier one is dropped.
         max_tokens: Padded tokens per batch and device: sentences times the longest of either side.
+            ``auto``: the most that fits into memory, which ``litseq.MemoryCheck`` finds before
+            training; checkpoints keep the number, and a run that goes on keeps to it.
         max_sentences: Sentences per batch and device at most. Default: no limit.
-        eval_max_tokens: ``max_tokens`` of evaluation and prediction. Default: ``max_tokens``.
+        eval_max_tokens: ``max_tokens`` of evaluation and prediction. Default: ``max_tokens``, or
+            4,096 where that is ``auto`` and none has been chosen.
         num_workers: Processes that load batches beside the training process.
         num_proc: Processes that encode texts. Default: chosen by size and machine.
         seed: Seed of batches, of ``val_size`` and ``test_size``, and of subword sampling.
         cache_dir: Where prepared data are kept. Default: ``litseq`` in the cache of Hugging Face
             datasets.
+        allow_other_data: Whether a run may be resumed with training data that are not those of its
+            checkpoint; the epoch then starts anew.
 
     Raises:
         ValueError: If arguments contradict each other.
@@ -122,14 +133,16 @@ class TranslationDataModule(L.LightningDataModule):
         max_tgt_len: int = 256,
         max_length_ratio: float | None = None,
         max_chars: int = 5000,
+        max_bad_lines: int = 0,
         drop_duplicates: bool = False,
-        max_tokens: int = 4096,
+        max_tokens: int | Literal["auto"] = 4096,
         max_sentences: int | None = None,
         eval_max_tokens: int | None = None,
         num_workers: int = 0,
         num_proc: int | None = None,
         seed: int = 0,
         cache_dir: str | None = None,
+        allow_other_data: bool = False,
     ) -> None:
         super().__init__()
         # The module's hyperparameters go to the logger, where an equal name with another value
@@ -139,7 +152,9 @@ class TranslationDataModule(L.LightningDataModule):
         self._check_numbers()
         for name, lang in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
             if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", lang):
-                raise ValueError(f"{name} must be letters, digits, '.', '_' or '-', got {lang!r}.")
+                raise ValueError(
+                    f"{name} must be letters, digits, '.', '_' or '-', 100 at most, got {lang!r}."
+                )
         self._preparation = Preparation(
             src_lang=src_lang,
             tgt_lang=tgt_lang,
@@ -166,6 +181,7 @@ class TranslationDataModule(L.LightningDataModule):
                 "normalization": normalization,
             },
             max_chars=max_chars,
+            max_bad_lines=max_bad_lines,
             num_proc=num_proc,
             cache_dir=Path(cache_dir) if cache_dir else default_cache_dir(),
         )
@@ -176,11 +192,12 @@ class TranslationDataModule(L.LightningDataModule):
         self._max_length_ratio = max_length_ratio
         self._max_chars = max_chars
         self._drop_duplicates = drop_duplicates
-        self._max_tokens = max_tokens
+        self._max_tokens = None if max_tokens == "auto" else max_tokens  # None: not chosen yet
         self._max_sentences = max_sentences
-        self._eval_max_tokens = max_tokens if eval_max_tokens is None else eval_max_tokens
+        self._eval_max_tokens = eval_max_tokens
         self._num_workers = num_workers
         self._seed = seed
+        self._allow_other_data = allow_other_data
         self._tokenizer: TranslationTokenizer | None = None
         self._splits: dict[str, EncodedSplit] = {}
         self._train_ids: NDArray[np.int64] | None = None
@@ -190,10 +207,20 @@ class TranslationDataModule(L.LightningDataModule):
         """Finds before any work what would otherwise show after it, or in other words."""
         least = {"seed": 0, "num_workers": 0, "num_proc": 1, "max_chars": 1, "subword_sampling": 0}
         least |= {"vocab_size": 1, "max_tokens": 1, "max_sentences": 1, "eval_max_tokens": 1}
+        least["max_bad_lines"] = 0
+        most = dict.fromkeys(least, 2**31 - 1) | {"num_workers": 512, "num_proc": 512}
+        if isinstance(self.hparams["max_tokens"], str):
+            if self.hparams["max_tokens"] != "auto":
+                raise ValueError(
+                    f"max_tokens must be a number or auto, got {self.hparams['max_tokens']!r}."
+                )
+            del least["max_tokens"]
         for name, minimum in least.items():
             value = self.hparams[name]
             if value is not None and value < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+            if value is not None and value > most[name]:
+                raise ValueError(f"{name} must be at most {most[name]:,}, got {value:,}.")
         if self.hparams["model_type"] == "bpe" and self.hparams["subword_sampling"] > 1:
             raise ValueError(
                 f"subword_sampling is a probability where model_type is bpe, got "
@@ -220,7 +247,11 @@ class TranslationDataModule(L.LightningDataModule):
         return self._split(split).texts([int(i) for i in ids])
 
     def describe(self) -> str:
-        """The training data and their batches in one line."""
+        """The training data and their batches in one line.
+
+        Raises:
+            ValueError: If ``max_tokens`` is ``auto`` and cannot be chosen yet.
+        """
         loader, tokenizer = self.train_dataloader(), self.tokenizer
         vocabulary = f"{tokenizer.src_vocab_size:,} shared"
         if not tokenizer.shared:
@@ -230,7 +261,7 @@ class TranslationDataModule(L.LightningDataModule):
             f"{tokenizer.src_lang}-{tokenizer.tgt_lang}: {loader.num_examples:,} training pairs, "
             f"{loader.num_tokens[0]:,} source and {loader.num_tokens[1]:,} target tokens, "
             f"vocabulary {vocabulary}; {len(loader):,} batches per epoch and device, each of at "
-            f"most max_tokens={self._max_tokens:,} padded tokens, {src:.1%} of them real in the "
+            f"most max_tokens={loader.max_tokens:,} padded tokens, {src:.1%} of them real in the "
             f"source and {tgt:.1%} in the target."
         )
 
@@ -252,6 +283,10 @@ class TranslationDataModule(L.LightningDataModule):
             FileNotFoundError: If ``prepare_data`` has not run.
             ValueError: If no training pair passes the filters.
         """
+        if self.trainer is not None:
+            callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            if not any(isinstance(callback, ResumedEpoch) for callback in callbacks):
+                callbacks.insert(0, ResumedEpoch())
         prepared = self._preparation.find()
         if self._tokenizer is None:
             self._tokenizer = self._preparation.load_tokenizer(prepared)
@@ -265,48 +300,92 @@ class TranslationDataModule(L.LightningDataModule):
                     self._review(split)
         if "train" in self._splits and stage in (None, "fit"):
             self._report_overlap(prepared)
-            _say(logging.INFO, self.describe())
+            if self._max_tokens is not None:  # or else as soon as it is chosen
+                _say(logging.INFO, self.describe())
 
     def train_dataloader(self) -> TokenBucketLoader:
-        """Batches of the filtered training pairs, drawn anew in each epoch."""
-        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader("train", shuffle=not overfit)
+        """Batches of the filtered training pairs, drawn anew in each epoch.
+
+        Raises:
+            ValueError: If ``max_tokens`` is ``auto`` and there is no Trainer that fits, or none of
+                its callbacks chooses a number.
+        """
+        if self._max_tokens is None:
+            self._choose_max_tokens()
+        assert self._max_tokens is not None
+        return self._train_loader(self._max_tokens)
 
     def val_dataloader(self) -> TokenBucketLoader | list[TokenBucketLoader]:
         """Every validation pair exactly once; no loader where training has no validation data."""
         fits = self.trainer is not None and self.trainer.state.fn == "fit"
-        return [] if fits and "val" not in self._splits else self._loader("val")
+        if fits and "val" not in self._splits:
+            return []
+        if fits and self._max_tokens is None and self._eval_max_tokens is None:
+            self._choose_max_tokens()  # the check before training asks for these batches first
+        return self._eval_loader("val")
 
     def test_dataloader(self) -> TokenBucketLoader:
         """Every test pair exactly once."""
-        return self._loader("test")
+        return self._eval_loader("test")
 
     def predict_dataloader(self) -> TokenBucketLoader:
         """Every source to translate exactly once, without ``labels``."""
-        return self._loader("predict")
+        return self._eval_loader("predict")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs so as to refuse another tokenizer."""
+        """What a checkpoint needs so as to refuse another tokenizer, and to make equal batches."""
         if self._tokenizer is None:
             return {}
         return {
             "tokenizer": self._tokenizer.fingerprint,
             "src_vocab_size": self._tokenizer.src_vocab_size,
             "tgt_vocab_size": self._tokenizer.tgt_vocab_size,
+            "max_tokens": self._max_tokens,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses to go on with another tokenizer than the checkpoint's.
+        """Refuses to go on with another tokenizer than the checkpoint's; takes its ``max_tokens``.
 
         Args:
             state_dict: What ``state_dict`` returned when the checkpoint was written.
 
         Raises:
-            ValueError: If the tokenizers differ; at the latest in ``setup``.
+            ValueError: If the tokenizers differ; at the latest in ``setup``. If ``max_tokens`` is
+                ``auto`` and another number has been chosen already.
         """
         self._expected = dict(state_dict)
         if self._tokenizer is not None:
             self._check_tokenizer()
+        former = state_dict.get("max_tokens")
+        if self.hparams["max_tokens"] != "auto" or former in (None, self._max_tokens):
+            return
+        fits = self.trainer is not None and self.trainer.state.fn == "fit"
+        if fits and self._max_tokens is not None:  # sharded weights are read late
+            raise ValueError(
+                f"max_tokens is {former} in the checkpoint, and auto has chosen "
+                f"{self._max_tokens} before it was read; set data.max_tokens to {former}."
+            )
+        self._settle_max_tokens(former)
+
+    def _choose_max_tokens(self) -> None:
+        """Asks the Trainer's callbacks; ``data`` itself knows neither model nor device."""
+        self._split("train")
+        trainer = self.trainer
+        if trainer is not None and trainer.state.fn == "fit":
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            for callback in callbacks:
+                if hasattr(callback, "choose_max_tokens"):
+                    self._settle_max_tokens(callback.choose_max_tokens(trainer, self._train_loader))
+                    return
+        raise ValueError(
+            "max_tokens is 'auto', and nothing chooses the number: add litseq.MemoryCheck to "
+            "trainer.callbacks, or give a number."
+        )
+
+    def _settle_max_tokens(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        if "train" in self._splits:
+            _say(logging.INFO, self.describe())
 
     def _check_tokenizer(self) -> None:
         now, then = self.state_dict(), self._expected
@@ -400,7 +479,15 @@ class TranslationDataModule(L.LightningDataModule):
                         f"{split}: {shared:,} of {len(sources):,} sources also occur in train.",
                     )
 
-    def _loader(self, split: Split, *, shuffle: bool = False) -> TokenBucketLoader:
+    def _train_loader(self, max_tokens: int) -> TokenBucketLoader:
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        return self._loader("train", max_tokens=max_tokens, shuffle=not overfit)
+
+    def _eval_loader(self, split: Split) -> TokenBucketLoader:
+        max_tokens = self._eval_max_tokens or self._max_tokens or _EVAL_MAX_TOKENS
+        return self._loader(split, max_tokens=max_tokens, shuffle=False)
+
+    def _loader(self, split: Split, *, max_tokens: int, shuffle: bool) -> TokenBucketLoader:
         data = self._split(split)
         place = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return TokenBucketLoader(
@@ -408,7 +495,7 @@ class TranslationDataModule(L.LightningDataModule):
             data.lengths("src"),
             data.lengths("tgt") if data.with_target else None,
             ids=self._train_ids if split == "train" else None,
-            max_tokens=self._max_tokens if split == "train" else self._eval_max_tokens,
+            max_tokens=max_tokens,
             max_sentences=self._max_sentences,
             shuffle=shuffle,
             seed=self._seed,
@@ -418,6 +505,7 @@ class TranslationDataModule(L.LightningDataModule):
             world_size=None if place is None else place["num_replicas"],
             rank=None if place is None else place["rank"],
             data_fingerprint=data.fingerprint,
+            allow_other_data=self._allow_other_data,
         )
 
 

@@ -122,13 +122,22 @@ def _hash(text: str) -> int:
 
 @dataclass(frozen=True)
 class SubwordSampling:
-    """How training texts are cut anew in each epoch; see ``TranslationTokenizer.sample_source``."""
+    """How training texts are cut anew in each epoch; see ``TranslationTokenizer.sample_source``.
+
+    Raises:
+        ValueError: If the tokenizer cannot sample like that.
+    """
 
     tokenizer: TranslationTokenizer
     alpha: float
     nbest_size: int
     seed: int
     max_chars: int
+
+    def __post_init__(self) -> None:
+        # Now, rather than with the first batch and within a worker process.
+        for sample in (self.tokenizer.sample_source, self.tokenizer.sample_target):
+            sample([], alpha=self.alpha, nbest_size=self.nbest_size, seed=self.seed)
 
 
 class EncodedSplit:
@@ -218,18 +227,21 @@ class EncodedSplit:
         epoch: int,
     ) -> None:
         """Replaces sequences by random cuts of the same text, where these keep the limit."""
-        # Drawn from what the batch is, not from a running state, so that resuming changes nothing.
-        seed = int(np.random.SeedSequence([sampling.seed, epoch, int(ids[0])]).generate_state(1)[0])
-        sources, targets = self.texts(ids.tolist())
-        sides = [("src", src, sources, sampling.tokenizer.sample_source)]
+        # Drawn from what a text is, not from a running state nor from the batch, so that neither
+        # resuming nor other batches change anything.
+        numbers = ids.tolist()
+        seeds = np.random.SeedSequence([sampling.seed, epoch]).generate_state(2, np.uint64).tolist()
+        sources, targets = self.texts(numbers)
+        sides = [("src", src, sources, sampling.tokenizer.sample_source, seeds[0])]
         if tgt is not None and targets is not None:
-            sides.append(("tgt", tgt, targets, sampling.tokenizer.sample_target))
-        for side, sequences, texts, sample in sides:
+            sides.append(("tgt", tgt, targets, sampling.tokenizer.sample_target, seeds[1]))
+        for side, sequences, texts, sample, seed in sides:
             cuts = sample(
                 [text[: sampling.max_chars] for text in texts],
                 alpha=sampling.alpha,
                 nbest_size=sampling.nbest_size,
                 seed=seed,
+                streams=numbers,
             )
             for i, cut in enumerate(cuts):
                 if len(cut) <= self._max_len[side]:

@@ -72,6 +72,7 @@ class Preparation:
     tokenizer: str | None
     tokenizer_options: dict[str, Any]
     max_chars: int
+    max_bad_lines: int
     num_proc: int | None
     cache_dir: Path
 
@@ -224,8 +225,17 @@ class Preparation:
         )
 
     def _cache_files(self, names: str | list[str], *, need_target: bool) -> Path:
-        columns = self._columns(need_target=need_target)
-        return corpora.cache_files(names, columns=columns, cache_dir=self.cache_dir)
+        folder = corpora.cache_files(
+            names,
+            columns=self._columns(need_target=need_target),
+            # as many predictions as lines
+            max_bad_lines=self.max_bad_lines if need_target else 0,
+            cache_dir=self.cache_dir,
+        )
+        if (listed := folder / corpora.BAD_LINES).exists():
+            count = listed.read_bytes().count(b"\n")
+            _log.warning("%s: %d bad lines were skipped, see %s", names, count, listed)
+        return folder
 
     def _columns(self, *, need_target: bool) -> Columns:
         return Columns(

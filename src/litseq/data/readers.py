@@ -14,12 +14,16 @@ from typing import Any, BinaryIO, Literal, cast
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from litseq.data.drift import Drift
+
 __all__ = ["Columns", "Pair", "PairFile", "find_file", "read_file", "read_tables"]
 
 Pair = tuple[str, str | None]
 Kind = Literal["text", "tsv", "jsonl", "parquet"]
 
 _BATCH = 10_000  # rows of a Parquet file in memory at a time
+# As which damage shows; an OSError of Arrow's has no number.
+_PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,9 @@ def _existing(path: Path) -> Path:
     raise FileNotFoundError(f"{path} is missing, with and without .gz; {hint}.")
 
 
-def read_file(file: PairFile, columns: Columns) -> Iterator[Pair]:
+def read_file(
+    file: PairFile, columns: Columns, *, skip: Callable[[ValueError], None] | None = None
+) -> Iterator[Pair]:
     """Reads the pairs of a file in order; None for a target that is not needed.
 
     Text lines end at LF or CRLF alone; a byte order mark at the start is dropped.
@@ -148,11 +154,25 @@ def read_file(file: PairFile, columns: Columns) -> Iterator[Pair]:
     Args:
         file: What ``find_file`` found.
         columns: Which columns to read.
+        skip: Called with what is wrong with a line, which is then left out with its partner; it may
+            raise the error. None: the first such line is an error.
 
     Raises:
         ValueError: If the contents are not what they should be; names file and line.
     """
-    return _READERS[file.kind](file.paths, columns)
+    return _sound(_READERS[file.kind](file.paths, columns), skip)
+
+
+def _sound(
+    items: Iterable[Pair | ValueError], skip: Callable[[ValueError], None] | None
+) -> Iterator[Pair]:
+    for item in items:
+        if not isinstance(item, ValueError):
+            yield item
+        elif skip is None:
+            raise item
+        else:
+            skip(item)
 
 
 @contextmanager
@@ -168,73 +188,106 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         raise ValueError(f"{path} is damaged or not gzip ({error}); copy it again.") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[str | ValueError]:
+    """The lines of a file; an error, not raised, in the place of each that is no text."""
     with _open(path) as file:
         for number, raw in enumerate(file, start=1):  # bytes: lines end at "\n" alone
             if number == 1:
                 if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise ValueError(f"{path} looks like UTF-16; convert it to UTF-8.")
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}:{number}: byte {error.start + 1} of the line is "
-                    f"0x{raw[error.start]:02x}, which is not UTF-8; convert the file to UTF-8."
-                ) from error
-            if b"\0" in raw:
-                raise ValueError(
-                    f"{path}:{number}: byte {raw.index(0) + 1} of the line is NUL; remove it."
-                )
-            yield line.removesuffix("\n").removesuffix("\r")
+            yield _decode(raw, f"{path}:{number}")
 
 
-def _read_text(paths: Sequence[Path], columns: Columns) -> Iterator[Pair]:
+def _decode(raw: bytes, where: str) -> str | ValueError:
+    try:
+        line = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return ValueError(
+            f"{where}: byte {error.start + 1} of the line is 0x{raw[error.start]:02x}, which is "
+            f"not UTF-8; convert the file to UTF-8."
+        )
+    if b"\0" in raw:
+        many = "; is the file UTF-16?" if 3 * raw.count(0) > len(raw) else "; remove it."
+        return ValueError(f"{where}: byte {raw.index(0) + 1} of the line is NUL{many}")
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _read_text(paths: Sequence[Path], columns: Columns) -> Iterator[Pair | ValueError]:
     if len(paths) == 1:
-        yield from ((line, None) for line in _lines(paths[0]))
+        for line in _lines(paths[0]):
+            yield line if isinstance(line, ValueError) else (line, None)
         return
     counts = [0, 0]
+    drift = Drift()
     for source, target in zip_longest(*map(_lines, paths)):
         counts[0] += source is not None
         counts[1] += target is not None
-        if counts[0] == counts[1]:
+        if isinstance(source, ValueError):
+            yield source
+        elif isinstance(target, ValueError):
+            yield target
+        elif counts[0] == counts[1]:
+            drift.see(len(source), len(target))
             yield source, target
     if counts[0] != counts[1]:
         raise ValueError(
             f"{paths[0]} has {counts[0]:,} lines and {paths[1]} has {counts[1]:,}; line N of one "
-            f"must translate line N of the other."
+            f"must translate line N of the other{drift.hint()}."
         )
 
 
-def _read_tsv(paths: Sequence[Path], columns: Columns) -> Iterator[Pair]:
+def _read_tsv(paths: Sequence[Path], columns: Columns) -> Iterator[Pair | ValueError]:
     for number, line in enumerate(_lines(paths[0]), start=1):
+        if isinstance(line, ValueError):
+            yield line
+            continue
         fields = line.split("\t")
         if len(fields) != 2 and (columns.need_target or len(fields) != 1):
-            raise ValueError(
+            yield ValueError(
                 f"{paths[0]}:{number}: expected source and target with one tab between, found "
                 f"{len(fields) - 1} tabs."
             )
+            continue
         yield fields[0], fields[1] if columns.need_target else None
 
 
-def _read_jsonl(paths: Sequence[Path], columns: Columns) -> Iterator[Pair]:
+def _read_jsonl(paths: Sequence[Path], columns: Columns) -> Iterator[Pair | ValueError]:
     names: list[str] = []
     for number, line in enumerate(_lines(paths[0]), start=1):
         where = f"{paths[0]}:{number}"
-        if not line.strip():
-            continue
         try:
-            record = json.loads(line)
+            if isinstance(line, ValueError):
+                raise line
+            if not line.strip():
+                continue
+            flat = _flatten(_record(line, where))
+            names = names or columns.find(list(flat), where)
+            for name in names:
+                if name not in flat:
+                    raise ValueError(f"{where}: key {name!r} is missing.")
+            yield _pair([_check_text(flat[name], where, name) for name in names])
         except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error}).") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}.")
-        flat = _flatten(record)
-        names = names or columns.find(list(flat), where)
-        for name in names:
-            if name not in flat:
-                raise ValueError(f"{where}: key {name!r} is missing.")
-        yield _pair([_check_text(flat[name], where, name) for name in names])
+            yield error
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}).") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}.")
+    return record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in record if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return record
 
 
 def _flatten(record: dict[str, Any]) -> dict[str, Any]:
@@ -245,16 +298,19 @@ def _flatten(record: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _read_parquet(paths: Sequence[Path], columns: Columns) -> Iterator[Pair]:
+def _read_parquet(paths: Sequence[Path], columns: Columns) -> Iterator[Pair | ValueError]:
     path = paths[0]
     try:
         with _open(path) as file:
             zipped = path.suffix == ".gz"
             parquet = pq.ParquetFile(pa.BufferReader(file.read()) if zipped else path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not Parquet ({' '.join(str(error).split())}).") from error
-    tables = (pa.Table.from_batches([batch]) for batch in parquet.iter_batches(_BATCH))
-    yield from read_tables(tables, columns, str(path))
+        tables = (pa.Table.from_batches([batch]) for batch in parquet.iter_batches(_BATCH))
+        yield from _read_tables(tables, columns, str(path))
+    except _PARQUET_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the operating system's own
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not Parquet, or is damaged ({reason}).") from error
 
 
 def read_tables(tables: Iterable[Any], columns: Columns, where: str) -> Iterator[Pair]:
@@ -268,16 +324,26 @@ def read_tables(tables: Iterable[Any], columns: Columns, where: str) -> Iterator
     Raises:
         ValueError: If a column is missing or holds something else than text; names the row.
     """
+    return _sound(_read_tables(tables, columns, where), None)
+
+
+def _read_tables(
+    tables: Iterable[Any], columns: Columns, where: str
+) -> Iterator[Pair | ValueError]:
     row = 0
     for table in tables:
         flat = table.flatten()  # translation: {en, de} becomes translation.en, translation.de
         names = columns.find(flat.column_names, where)
         for texts in zip(*(flat.column(name).to_pylist() for name in names), strict=True):
-            checked = [
-                _check_text(text, f"{where}, row {row}", name)
-                for text, name in zip(texts, names, strict=True)
-            ]
-            yield _pair(checked)
+            try:
+                yield _pair(
+                    [
+                        _check_text(text, f"{where}, row {row}", name)
+                        for text, name in zip(texts, names, strict=True)
+                    ]
+                )
+            except ValueError as error:
+                yield error
             row += 1
 
 
@@ -299,7 +365,7 @@ def _check_text(text: object, where: str, name: str) -> str:
     return text
 
 
-_READERS: dict[Kind, Callable[[Sequence[Path], Columns], Iterator[Pair]]] = {
+_READERS: dict[Kind, Callable[[Sequence[Path], Columns], Iterator[Pair | ValueError]]] = {
     "text": _read_text,
     "tsv": _read_tsv,
     "jsonl": _read_jsonl,

@@ -5,12 +5,15 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import sentencepiece
 import torch
 from torch import Tensor
+
+from litseq.data.subword_sampling import SubwordSampler
 
 __all__ = ["ModelType", "Normalization", "TranslationTokenizer"]
 
@@ -169,7 +172,13 @@ class TranslationTokenizer:
         return _encode(self._target, texts)
 
     def sample_source(
-        self, texts: Sequence[str], *, alpha: float, nbest_size: int = -1, seed: int
+        self,
+        texts: Sequence[str],
+        *,
+        alpha: float,
+        nbest_size: int = -1,
+        seed: int,
+        streams: Iterable[int] | None = None,
     ) -> list[list[int]]:
         """Cuts source texts at random, to regularise training; each list ends with EOS.
 
@@ -177,19 +186,31 @@ class TranslationTokenizer:
             texts: Source texts.
             alpha: For BPE the probability with which a merge is left out; for unigram the exponent
                 of the candidates' probabilities (0: all alike).
-            nbest_size: For unigram the number of candidates; -1: all.
-            seed: The same seed gives the same cuts.
+            nbest_size: For unigram the number of candidates; -1: all; 0 or 1: the best alone.
+            seed: The same seed gives the same cuts, in whichever process.
+            streams: A number for each text, such as the example's: seed and number say how a text
+                is cut, whatever the other texts. Default: 0, 1, 2 and so on.
+
+        Raises:
+            ValueError: If alpha or ``nbest_size`` is out of range, or the model's pieces are words
+                or characters.
 
         Source: Kudo (2018), https://arxiv.org/abs/1804.10959; Provilkov et al. (2020),
         https://arxiv.org/abs/1910.13267.
         """
-        return _sample(self._source, texts, alpha, nbest_size, seed)
+        return self._sample(self._source_sampler, texts, alpha, nbest_size, seed, streams)
 
     def sample_target(
-        self, texts: Sequence[str], *, alpha: float, nbest_size: int = -1, seed: int
+        self,
+        texts: Sequence[str],
+        *,
+        alpha: float,
+        nbest_size: int = -1,
+        seed: int,
+        streams: Iterable[int] | None = None,
     ) -> list[list[int]]:
         """Cuts target texts at random, as ``sample_source`` does."""
-        return _sample(self._target, texts, alpha, nbest_size, seed)
+        return self._sample(self._target_sampler, texts, alpha, nbest_size, seed, streams)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Joins target ids to text. Special ids are left out; unknown ones print as " ⁇ "."""
@@ -317,6 +338,34 @@ class TranslationTokenizer:
             )
         return tokenizer
 
+    @cached_property
+    def _source_sampler(self) -> SubwordSampler:
+        return SubwordSampler(self._source, self._models[0])
+
+    @cached_property
+    def _target_sampler(self) -> SubwordSampler:
+        if self.shared:
+            return self._source_sampler
+        return SubwordSampler(self._target, self._models[-1])
+
+    def _sample(
+        self,
+        sampler: SubwordSampler,
+        texts: Sequence[str],
+        alpha: float,
+        nbest_size: int,
+        seed: int,
+        streams: Iterable[int] | None,
+    ) -> list[list[int]]:
+        cuts = sampler(
+            _strip(texts),
+            alpha=alpha,
+            nbest_size=nbest_size,
+            seed=seed,
+            streams=range(len(texts)) if streams is None else streams,
+        )
+        return [[*ids, self.eos_id] for ids in cuts]
+
     def _decode(self, processor: Any, ids: Iterable[int]) -> str:  # noqa: ANN401 - untyped library
         special = (self.pad_id, self.bos_id, self.eos_id)
         return str(processor.decode([i for i in map(int, ids) if i not in special]))
@@ -343,25 +392,6 @@ def _strip(texts: Iterable[str]) -> list[str]:
 def _encode(processor: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
     # One thread: callers that want more cores run more processes.
     ids: list[list[int]] = processor.encode(_strip(texts), add_eos=True, num_threads=1)
-    return ids
-
-
-def _sample(
-    processor: Any,  # noqa: ANN401
-    texts: Sequence[str],
-    alpha: float,
-    nbest_size: int,
-    seed: int,
-) -> list[list[int]]:
-    sentencepiece.set_random_generator_seed(seed & 0xFFFFFFFF)
-    ids: list[list[int]] = processor.encode(
-        _strip(texts),
-        add_eos=True,
-        enable_sampling=True,
-        alpha=alpha,
-        nbest_size=nbest_size,
-        num_threads=1,  # the generator is the thread's own: one thread makes the seed count
-    )
     return ids
 
 
@@ -451,8 +481,10 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
         # Mapped: the weights, nearly all of the file, are not read.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises a dozen kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}).") from error
+        raise ValueError(
+            f"{path} is no checkpoint, is damaged, or holds more than tensors and plain values, "
+            f"which might run code; give another file."
+        ) from error
     part = checkpoint.get("litseq") if isinstance(checkpoint, dict) else None
     state = part.get("tokenizer") if isinstance(part, dict) else None
     if not isinstance(state, dict):

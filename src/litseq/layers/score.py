@@ -92,9 +92,10 @@ class ScoreAttention(nn.Module):
             key_padding_mask: bool (B, S); True = padding; each row has at least one token.
 
         Returns:
-            Context vectors, float (B, T, D), and the weights, float (B, T, S): each row sums to 1
-            and is exactly 0 at padding.
+            Context vectors, float (B, T, D), and the weights, float32 at least (B, T, S): each row
+            sums to 1 and is exactly 0 at padding.
         """
         scores = self.scores(query, keys).masked_fill(key_padding_mask[:, None], -torch.inf)
-        weights = scores.softmax(dim=-1)  # (B, T, S)
-        return weights @ values, weights
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(dim=-1, dtype=dtype)  # (B, T, S)
+        return weights.to(values.dtype) @ values, weights

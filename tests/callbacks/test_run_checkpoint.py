@@ -1,0 +1,226 @@
+"""Resuming equals not stopping, wherever it is: bit for bit."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+)
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
+
+from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
+from litseq.callbacks import RunCheckpoint
+from litseq.cli_resume import rows_before
+from litseq.data import TranslationDataModule
+
+RNN = {"embedding_dim": 8, "hidden_size": 12}
+TRANSFORMER = {
+    "d_model": 12,
+    "num_heads": 3,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "dim_feedforward": 20,
+}
+FAMILIES = {RnnSeq2Seq: RNN, RnnAttentionSeq2Seq: RNN, TransformerSeq2Seq: TRANSFORMER}
+
+
+class Journal(Callback):
+    """Writes down everything that can be seen of a run, by the number of the batch."""
+
+    def __init__(self):
+        self.lines = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        loss = outputs["loss"].item()
+        self.lines.append((done, trainer.current_epoch, batch_idx, batch["id"].tolist(), loss, lr))
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            scores = {k: v.item() for k, v in trainer.callback_metrics.items() if k[:3] == "val"}
+            self.lines.append((done, trainer.current_epoch, "validation", scores))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        self.lines.append((done, trainer.current_epoch, "epoch end"))
+
+
+class Generations(Callback):
+    """Keeps every checkpoint that was the newest when a batch began."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.paths = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        newest = Path(trainer.callbacks[-1].best_model_path or "none")
+        if newest.exists():
+            done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            self.paths.append(shutil.copy(newest, self.folder / f"{done}.ckpt"))
+
+
+def fit(
+    folder,
+    data_options,
+    *,
+    family=TransformerSeq2Seq,
+    ckpt_path=None,
+    more=(),
+    data=None,
+    schedule="constant",
+    **options,
+):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    module = family(
+        **FAMILIES[family], dropout=0.3, warmup_steps=4, max_len_b=5, lr=1e-2, schedule=schedule
+    )
+    journal, generations = Journal(), Generations(folder)
+    callbacks = [
+        RunCheckpoint(folder.parent / "run", every_n_steps=1),  # moves behind the others by itself
+        journal,
+        generations,
+        EarlyStopping("val/loss", patience=50, strict=False),
+        ModelCheckpoint(folder.parent, "best", "val/loss", enable_version_counter=False),
+        *(make() for make in more),
+    ]
+    logger = CSVLogger(folder, "logs")
+    trainer = pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=logger,
+        callbacks=callbacks,
+        **{"max_epochs": 3, "log_every_n_steps": 2, "gradient_clip_val": 1.0, **options},
+    )
+    if ckpt_path is None:
+        torch.manual_seed(1)  # of a run that is resumed, the checkpoint must know
+    datamodule = TranslationDataModule(**{**data_options, "max_tokens": 700, **(data or {})})
+    trainer.fit(module, datamodule, ckpt_path=ckpt_path)
+    with (Path(logger.log_dir) / "metrics.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    state = {
+        "module": module.state_dict(),
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+        "stopping": callbacks[3].state_dict(),
+        "best": callbacks[4].best_model_score,
+        "metrics": trainer.callback_metrics,
+        "steps": (trainer.global_step, trainer.current_epoch),
+        "random": torch.get_rng_state(),
+    }
+    return journal.lines, rows, state, generations.paths
+
+
+def assert_same(resumed, whole, ckpt_path):
+    lines, rows, state, _ = resumed
+    checkpoint = torch.load(ckpt_path, weights_only=True)
+    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    # of the last batch, its own line was before the checkpoint, those of a validation after it
+    after = checkpoint["run"]["validation"]
+    rest = [ln for ln in whole[0] if ln[0] > done or (ln[0] == done and after and len(ln) < 6)]
+    assert lines == rest
+    assert rows_before(whole[1], checkpoint["run"]) + rows == whole[1]
+    torch.testing.assert_close(state, whole[2], rtol=0, atol=0, equal_nan=True)
+
+
+SCENES = {
+    "epochs": {},
+    "validation inside of epochs": {"val_check_interval": 2},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "validation inside of accumulations": {"accumulate_grad_batches": 2, "val_check_interval": 3},
+    "steps": {"max_epochs": -1, "max_steps": 11},
+    "steps, validation across epochs": {
+        "max_epochs": -1, "max_steps": 11, "check_val_every_n_epoch": None, "val_check_interval": 3,
+    },
+    "validation of every second epoch": {"check_val_every_n_epoch": 2},
+    "no validation": {"limit_val_batches": 0},
+    "limited epochs": {"limit_train_batches": 3},
+    "a schedule that ends with the run": {"schedule": "linear", "accumulate_grad_batches": 2},
+    "averaged weights": {
+        # a table of positions that is averaged with itself moves by a rounding error
+        "more": (lambda: EMAWeightAveraging(decay=0.8, use_buffers=False),),
+        "val_check_interval": 2,
+    },
+}  # fmt: skip
+
+
+def check(folder, data_options, *, which=slice(None), **options):
+    whole = fit(folder / "whole", data_options, **options)
+    assert len(whole[3]) > 2
+    for number, ckpt_path in list(enumerate(whole[3]))[which]:
+        resumed = fit(folder / f"from {number}", data_options, ckpt_path=ckpt_path, **options)
+        assert_same(resumed, whole, ckpt_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("scene", SCENES)
+def test_resuming_after_any_step_equals_not_stopping(scene, family, data_options, tmp_path):
+    check(tmp_path, data_options, family=family, **SCENES[scene])
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_resuming_after_some_steps(scene, data_options, tmp_path):
+    which = slice(list(SCENES).index(scene) % 3, None, 3)  # other ones in each scene
+    check(tmp_path, data_options, which=which, **SCENES[scene])
+
+
+@pytest.mark.parametrize("family", [RnnSeq2Seq, RnnAttentionSeq2Seq], ids=lambda f: f.__name__)
+def test_resuming_a_recurrent_model(family, data_options, tmp_path):
+    check(tmp_path, data_options, family=family, which=slice(1, None, 5))
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 7}])
+def test_more_training_after_the_end(options, data_options, tmp_path):
+    """A run that came to its end, and then goes on, equals the longer run."""
+    longer = {"max_epochs": 3} if "max_steps" not in options else {**options, "max_steps": 11}
+    fit(tmp_path / "first", data_options, **options)
+    ckpt_path = shutil.copy(tmp_path / "run" / "last.ckpt", tmp_path / "end.ckpt")
+    resumed = fit(tmp_path / "rest", data_options, ckpt_path=ckpt_path, **longer)
+    for path in [*(tmp_path / "run").iterdir(), tmp_path / "best.ckpt"]:
+        path.unlink()
+    whole = fit(tmp_path / "whole", data_options, **longer)
+    assert_same(resumed, whole, ckpt_path)
+
+
+def test_workers_that_read_ahead(data_options, tmp_path):
+    check(tmp_path, data_options, which=slice(2, 9, 5), data={"num_workers": 2}, max_epochs=2)
+
+
+class LossScaling(MixedPrecision):
+    """float16 with a scaled loss, which Lightning itself does on GPUs alone."""
+
+    def __init__(self):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=2)
+        super().__init__("16-mixed", "cpu", scaler)
+
+
+def test_a_scaled_loss(data_options, tmp_path):
+    def scaled(folder, ckpt_path=None):
+        # a plugin belongs to one trainer
+        return fit(
+            tmp_path / folder,
+            data_options,
+            ckpt_path=ckpt_path,
+            plugins=[LossScaling()],
+            gradient_clip_val=None,
+            max_epochs=2,
+        )
+
+    whole = scaled("whole")
+    states = [torch.load(path, weights_only=True)["LossScaling"] for path in whole[3]]
+    assert len({state["scale"] for state in states}) > 2
+    for number in (1, 5, 8):
+        assert_same(scaled(f"from {number}", whole[3][number]), whole, whole[3][number])
