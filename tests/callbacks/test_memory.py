@@ -157,10 +157,11 @@ def test_memory_that_runs_out_is_an_error_of_one_line(tmp_path):
             finally:
                 resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
-    data = bucket_loader(max_tokens=5000, longest=100, num_examples=100)
+    # 320 MB in one piece, which no former test has left free
+    data = bucket_loader(max_tokens=20_000, longest=100, num_examples=400)
     trainer = tiny_trainer(tmp_path, callbacks=[MemoryCheck()])
     with pytest.raises(ValueError, match=r"GB or more, .* GB are free; "):
-        trainer.fit(tiny_task(Limited, dim_feedforward=1000), data)
+        trainer.fit(tiny_task(Limited, dim_feedforward=4000), data)
 
 
 def test_a_model_that_alone_is_too_large(tmp_path, monkeypatch):

@@ -216,11 +216,11 @@ def test_a_scaled_loss(data_options, tmp_path):
             ckpt_path=ckpt_path,
             plugins=[LossScaling()],
             gradient_clip_val=None,
-            max_epochs=2,
+            max_epochs=1,
         )
 
     whole = scaled("whole")
     states = [torch.load(path, weights_only=True)["LossScaling"] for path in whole[3]]
     assert len({state["scale"] for state in states}) > 2
-    for number in (1, 5, 8):
+    for number in (1, 4):
         assert_same(scaled(f"from {number}", whole[3][number]), whole, whole[3][number])
