@@ -1,4 +1,6 @@
+import os
 import random
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +17,15 @@ WORDS = {
     "red": "rot", "green": "grün", "blue": "blau", "house": "haus", "tree": "baum",
     "dog": "hund", "cat": "katze",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """Leaves no variable and no process group behind, where other tests' ranks would meet."""
+    with mock.patch.dict(os.environ):
+        yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,10 @@ def test_resuming_a_recurrent_model(family, data_options, tmp_path):
     check(tmp_path, data_options, family=family, which=slice(1, None, 5))
 
 
-@pytest.mark.parametrize("options", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 7}])
+@pytest.mark.parametrize(
+    "options",
+    [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 7}, {"max_epochs": 2, "max_steps": 9}],
+)
 def test_more_training_after_the_end(options, data_options, tmp_path):
     """A run that came to its end, and then goes on, equals the longer run."""
     longer = {"max_epochs": 3} if "max_steps" not in options else {**options, "max_steps": 11}

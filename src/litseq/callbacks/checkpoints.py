@@ -225,8 +225,9 @@ class RunCheckpoint(ModelCheckpoint):
         """Saves nothing: it was done before."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the end, unless training stopped inside of an epoch: that is saved already."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
+        """Saves the end; where training stopped inside of an epoch, that is saved already."""
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.fast_dev_run or not loop._num_ready_batches_reached():  # type: ignore[attr-defined]
             return
         epochs: Any = trainer.fit_loop.epoch_progress.current
         finished = 0 < (trainer.max_epochs or -1) <= epochs.processed
