@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 from unittest import mock
 
 import pytest
@@ -11,6 +12,8 @@ from wandb_reader import offline_wandb  # noqa: F401
 
 # several workers with several threads each stand in each other's way
 torch.set_num_threads(1)
+# a process in the background ignores Ctrl-C, which some tests send
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = {
     "one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf",
@@ -23,6 +26,7 @@ WORDS = {
 def own_environment():
     """Leaves no variable and no process group behind, where other tests' ranks would meet."""
     with mock.patch.dict(os.environ):
+        os.environ.pop("PL_GLOBAL_SEED", None)  # by which several ranks would draw anew, one not
         yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

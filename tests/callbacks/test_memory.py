@@ -1,4 +1,5 @@
 import copy
+import ctypes
 import logging
 import re
 import resource
@@ -144,6 +145,16 @@ def test_what_does_not_fit_is_refused_before_step_1(tmp_path, monkeypatch):
     )
 
 
+@pytest.fixture
+def no_memory_of_former_tests():
+    """Lets all but small tensors have memory of their own, not what earlier ones have freed."""
+    mmap_threshold, libc = -3, ctypes.CDLL(None)
+    libc.mallopt(mmap_threshold, 2**17)
+    yield
+    libc.mallopt(mmap_threshold, 2**25)  # as far as it would have gone up by itself
+
+
+@pytest.mark.usefixtures("no_memory_of_former_tests")
 def test_memory_that_runs_out_is_an_error_of_one_line(tmp_path):
     """The real thing: the process may take 60 MB more, and Linux says that there is enough."""
 
@@ -157,7 +168,6 @@ def test_memory_that_runs_out_is_an_error_of_one_line(tmp_path):
             finally:
                 resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
-    # 320 MB in one piece, which no former test has left free
     data = bucket_loader(max_tokens=20_000, longest=100, num_examples=400)
     trainer = tiny_trainer(tmp_path, callbacks=[MemoryCheck()])
     with pytest.raises(ValueError, match=r"GB or more, .* GB are free; "):
@@ -261,6 +271,7 @@ def test_auto_is_the_most_that_fits(tmp_path, monkeypatch):
     assert peak(2 * chosen) > 0.7 * 250e6
 
 
+@pytest.mark.usefixtures("no_memory_of_former_tests")
 def test_auto_tries_fewer_until_they_fit(tmp_path, monkeypatch):
     """The real thing: the process may take 150 MB more, and Linux says that there is enough."""
     sizes = []
