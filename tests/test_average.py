@@ -373,7 +373,7 @@ def copied_shards(sharded, tmp_path):
 
 def test_shards_become_a_file(sharded, elsewhere):
     path, weights = sharded
-    assert shards.is_sharded(path)
+    assert checkpoints.is_sharded(path)
     outcome = litseq("average", path, "-o", "plain.ckpt")
     assert outcome.status == 0, outcome.err
     assert "plain.ckpt holds the weights of 1 checkpoints: steps 2." in outcome.err

@@ -11,6 +11,9 @@ import torch
 
 from processes import run
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from faults import differences
+
 CONFIG = """
 model:
   class_path: {family}
@@ -77,21 +80,6 @@ def whole(corpus, data_options, tmp_path_factory):
         return runs[family]
 
     return fit
-
-
-def differences(ours, theirs, where=""):
-    """Names whatever is not equal, bit for bit, but paths."""
-    if isinstance(theirs, dict) and isinstance(ours, dict) and ours.keys() == theirs.keys():
-        for key in theirs:
-            yield from differences(ours[key], theirs[key], f"{where}.{key}")
-    elif isinstance(theirs, list | tuple) and len(ours) == len(theirs):
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            yield from differences(one, other, f"{where}.{number}")
-    elif isinstance(theirs, torch.Tensor):
-        if not torch.equal(ours, theirs):
-            yield where
-    elif ours != theirs:
-        yield where
 
 
 def assert_equal_runs(resumed, whole):

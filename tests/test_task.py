@@ -7,24 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
+from litseq.architectures import RnnSeq2Seq, TransformerSeq2Seq
 from litseq.data import TranslationDataModule
 from litseq.decoding import SearchOptions
 from litseq.task import Seq2Seq
-
-TINY_RNN = {"embedding_dim": 12, "hidden_size": 16}
-TINY_TRANSFORMER = {
-    "d_model": 12,
-    "num_heads": 3,
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 2,
-    "dim_feedforward": 20,
-}
-FAMILIES = {
-    RnnSeq2Seq: TINY_RNN,
-    RnnAttentionSeq2Seq: TINY_RNN,
-    TransformerSeq2Seq: TINY_TRANSFORMER,
-}
+from tiny_tasks import FAMILIES
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda cls: cls.__name__)

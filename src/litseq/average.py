@@ -119,7 +119,7 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
     origins: list[dict[str, Any]] = []
     newest: dict[str, Any] = {}
     for path in paths:
-        checkpoint = shards.read(path) if shards.is_sharded(path) else checkpoints.read(path)
+        checkpoint = shards.read(path) if checkpoints.is_sharded(path) else checkpoints.read(path)
         facts = _facts(checkpoint)
         agreed = agreed or facts
         _check_same(paths[0], agreed, path, facts)

@@ -18,6 +18,8 @@ from litseq.data.tokenizer import TranslationTokenizer
 
 __all__ = [
     "FORMAT_VERSION",
+    "SHARD_COMMON",
+    "SHARD_INDEX",
     "Generation",
     "check_class",
     "check_contents",
@@ -28,6 +30,7 @@ __all__ = [
     "describe",
     "find_class",
     "generations",
+    "is_sharded",
     "newest",
     "read",
     "read_for_resuming",
@@ -36,7 +39,9 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_SHARED = "meta.pt"  # what all ranks have in common, in a checkpoint in shards
+SHARD_INDEX, SHARD_COMMON = ".metadata", "meta.pt"
+"""Files of a checkpoint in shards, as torch names them: the first, written last, says which part of
+every weight lies where; the other is all that ranks have in common."""
 
 FORMAT_VERSION = 1
 """Raised when an older litseq could no longer read what this one writes.
@@ -81,7 +86,7 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        if _is_sharded(path):
+        if is_sharded(path):
             raise ValueError(
                 f"{path} is a checkpoint in shards; 'litseq average {path} -o plain.ckpt' makes "
                 f"one file of it."
@@ -113,12 +118,11 @@ def read_for_resuming(path: str | PathLike[str]) -> dict[str, Any]:
         ValueError: As ``read`` does.
     """
     path = Path(path)
-    if not _is_sharded(path):
+    if not is_sharded(path):
         return read(path)
-    checkpoint: dict[str, Any] = load_file(path / _SHARED)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("litseq"), dict):
-        raise ValueError(f"{path} was not written by litseq: its {_SHARED} has no 'litseq' entry.")
-    return checkpoint
+    checkpoint = load_file(path / SHARD_COMMON)
+    _entry(path, checkpoint)
+    return cast("dict[str, Any]", checkpoint)
 
 
 def newest(folder: str | PathLike[str], *, name: str = "*.ckpt") -> Path | None:
@@ -176,7 +180,7 @@ def generations(
     """
     found, unreadable = [], []
     for path in sorted(folder.glob(name)):
-        file = path / _SHARED if _is_sharded(path) else path
+        file = path / SHARD_COMMON if is_sharded(path) else path
         if not file.is_file() or path.suffix == ".part":
             continue
         try:
@@ -198,9 +202,9 @@ def generations(
     return sorted(found, reverse=True), unreadable
 
 
-def _is_sharded(path: Path) -> bool:
+def is_sharded(path: Path) -> bool:
     """Whether a path is a folder such as FSDP and ``ModelParallelStrategy`` save."""
-    return (path / ".metadata").is_file()  # written last
+    return (path / SHARD_INDEX).is_file()
 
 
 def _search(folder: Path, name: str) -> tuple[Generation | None, list[tuple[Path, str]]]:
@@ -209,11 +213,22 @@ def _search(folder: Path, name: str) -> tuple[Generation | None, list[tuple[Path
         if not generation.resumable:
             continue
         path = generation.path
-        damage = find_damage(path / _SHARED if _is_sharded(path) else path)
+        damage = find_damage(path / SHARD_COMMON if is_sharded(path) else path)
         if damage is None:
             return generation, passed_over
         passed_over.append((generation.path, damage))
     return None, passed_over
+
+
+def _entry(path: Path, checkpoint: object) -> dict[str, Any]:
+    """What litseq added to a checkpoint."""
+    entry = checkpoint.get("litseq") if isinstance(checkpoint, dict) else None
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{path} was not written by litseq: it has no 'litseq' entry; give a .ckpt of a "
+            f"litseq run."
+        )
+    return entry
 
 
 def check_contents(path: Path, checkpoint: object) -> None:
@@ -223,12 +238,8 @@ def check_contents(path: Path, checkpoint: object) -> None:
         ValueError: If a part is missing or of another kind, if a newer litseq wrote it, or if it
             declares sizes that its weights do not have.
     """
-    entry = checkpoint.get("litseq") if isinstance(checkpoint, dict) else None
-    if not isinstance(checkpoint, dict) or not isinstance(entry, dict):
-        raise ValueError(
-            f"{path} was not written by litseq: it has no 'litseq' entry; give a .ckpt of a "
-            f"litseq run."
-        )
+    entry = _entry(path, checkpoint)
+    assert isinstance(checkpoint, dict)
     version = entry.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(

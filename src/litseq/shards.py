@@ -18,11 +18,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from litseq import checkpoints
 from litseq.checkpoint_io import DamagedCheckpointError, is_intact, load_file
 
-__all__ = ["is_sharded", "read"]
+__all__ = ["read"]
 
 _PREFIX = "state_dict."
-_INDEX = ".metadata"
-"""Written last, and named so by torch."""
 
 # What the index of a checkpoint in shards is made of; torch would import whatever it names.
 _ALLOWED = {
@@ -45,11 +43,6 @@ _ALLOWED = {
 }
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether a path is a folder such as FSDP and ``ModelParallelStrategy`` save."""
-    return (path / _INDEX).is_file()
-
-
 def read(folder: Path) -> dict[str, Any]:
     """Reads a checkpoint in shards as if it were one file, without the optimizer's state.
 
@@ -59,10 +52,10 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If a file is missing or damaged, holds code, or was not written by litseq.
     """
-    index = _read_index(folder / _INDEX)
+    index = _read_index(folder / checkpoints.SHARD_INDEX)
     weights = _find_weights(folder, index)
     _check_slices(folder, index, weights)
-    checkpoint: dict[str, Any] = load_file(folder / "meta.pt")
+    checkpoint: dict[str, Any] = load_file(folder / checkpoints.SHARD_COMMON)
     checkpoint["state_dict"] = {
         name: torch.empty_like(w, device="cpu") for name, w in weights.items()
     }
@@ -122,7 +115,7 @@ def _find_weights(folder: Path, index: Metadata) -> dict[str, Tensor]:
             if name.startswith(_PREFIX):
                 weights[name.removeprefix(_PREFIX)] = _make_weight(entry)
     except Exception as error:  # damage shows in a dozen kinds
-        raise DamagedCheckpointError(folder / _INDEX, "is damaged") from error
+        raise DamagedCheckpointError(folder / checkpoints.SHARD_INDEX, "is damaged") from error
     return weights
 
 
@@ -154,4 +147,4 @@ def _check_slices(folder: Path, index: Metadata, weights: dict[str, Tensor]) -> 
                 raise DamagedCheckpointError(path, "is damaged")
     stored = sum(file.stat().st_size for file in folder.iterdir())
     if sum(weight.numel() * weight.element_size() for weight in weights.values()) > stored:
-        raise DamagedCheckpointError(folder / _INDEX, "is damaged")
+        raise DamagedCheckpointError(folder / checkpoints.SHARD_INDEX, "is damaged")

@@ -17,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from command_line import MODEL
+
 __all__ = [
     "WORKS",
     "Case",
@@ -303,21 +305,6 @@ WORDS = [
     ("red", "rot"), ("green", "grün"), ("blue", "blau"), ("house", "haus"), ("tree", "baum"),
     ("dog", "hund"), ("cat", "katze"),
 ]  # fmt: skip
-
-MODEL = """
-model:
-  class_path: TransformerSeq2Seq
-  init_args:
-    d_model: 24
-    num_heads: 3
-    num_encoder_layers: 1
-    num_decoder_layers: 1
-    dim_feedforward: 48
-    dropout: 0.0
-    warmup_steps: 10
-    lr: 2.0e-2
-    max_len_b: 5
-"""
 
 DATA = """
 data:

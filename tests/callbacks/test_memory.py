@@ -154,24 +154,29 @@ def no_memory_of_former_tests():
     libc.mallopt(mmap_threshold, 2**25)  # as far as it would have gone up by itself
 
 
-@pytest.mark.usefixtures("no_memory_of_former_tests")
-def test_memory_that_runs_out_is_an_error_of_one_line(tmp_path):
-    """The real thing: the process may take 60 MB more, and Linux says that there is enough."""
+def limited(num_bytes):
+    """A task during whose steps the process may take so much more, and no byte beyond."""
 
     class Limited(TransformerSeq2Seq):
         def training_step(self, batch, batch_idx):
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-            resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, hard))
+            resource.setrlimit(resource.RLIMIT_AS, (used + num_bytes, hard))
             try:
                 return super().training_step(batch, batch_idx)
             finally:
                 resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
+    return Limited
+
+
+@pytest.mark.usefixtures("no_memory_of_former_tests")
+def test_memory_that_runs_out_is_an_error_of_one_line(tmp_path):
+    """The real thing: the process may take 60 MB more, and Linux says that there is enough."""
     data = bucket_loader(max_tokens=20_000, longest=100, num_examples=400)
     trainer = tiny_trainer(tmp_path, callbacks=[MemoryCheck()])
     with pytest.raises(ValueError, match=r"GB or more, .* GB are free; "):
-        trainer.fit(tiny_task(Limited, dim_feedforward=4000), data)
+        trainer.fit(tiny_task(limited(60_000_000), dim_feedforward=4000), data)
 
 
 def test_a_model_that_alone_is_too_large(tmp_path, monkeypatch):
@@ -276,23 +281,13 @@ def test_auto_tries_fewer_until_they_fit(tmp_path, monkeypatch):
     """The real thing: the process may take 150 MB more, and Linux says that there is enough."""
     sizes = []
 
-    class Limited(TransformerSeq2Seq):
-        def training_step(self, batch, batch_idx):
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-            resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, hard))
-            try:
-                return super().training_step(batch, batch_idx)
-            finally:
-                resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
     def counted(max_tokens):
         sizes.append(max_tokens)
         return plain(max_tokens)
 
     plain = many_sentences
     monkeypatch.setitem(globals(), "many_sentences", counted)
-    chosen = choose(tmp_path, Limited)
+    chosen = choose(tmp_path, limited(150_000_000))
     assert sizes[:2] == [1024, 16_384]
     assert sizes[2:] == sorted(sizes[2:], reverse=True)
     assert chosen == sizes[-1] < 16_384

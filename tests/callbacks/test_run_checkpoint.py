@@ -20,16 +20,7 @@ from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq
 from litseq.callbacks import RunCheckpoint
 from litseq.cli_resume import rows_before
 from litseq.data import TranslationDataModule
-
-RNN = {"embedding_dim": 8, "hidden_size": 12}
-TRANSFORMER = {
-    "d_model": 12,
-    "num_heads": 3,
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 1,
-    "dim_feedforward": 20,
-}
-FAMILIES = {RnnSeq2Seq: RNN, RnnAttentionSeq2Seq: RNN, TransformerSeq2Seq: TRANSFORMER}
+from tiny_tasks import FAMILIES
 
 
 class Journal(Callback):

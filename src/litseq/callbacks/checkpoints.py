@@ -73,15 +73,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class StoppedError(SystemExit):
-    """Ends a run that a signal stopped, after it was saved; ``code`` is the exit status.
-
-    Attributes:
-        saved: The checkpoint to go on from; None where no step was made.
-    """
-
-    def __init__(self, code: int, *, saved: Path | None) -> None:
-        super().__init__(code)
-        self.saved = saved
+    """Ends a run that a signal stopped, after it was saved; ``code`` is the exit status."""
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -317,7 +309,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _listen(self, trainer: Trainer) -> None:
         def handle(number: int, _: FrameType | None) -> None:
             if number == signal.SIGINT and self._signal == signal.SIGINT:
-                raise StoppedError(128 + number, saved=None)
+                raise StoppedError(128 + number)
             kill = getattr(trainer.strategy.launcher, "kill", None)
             if number != signal.SIGINT and self._signal == 0 and kill is not None:
                 kill(number)  # Lightning's own children; Ctrl-C reaches them by itself
@@ -336,14 +328,13 @@ class RunCheckpoint(ModelCheckpoint):
             self._signal = signal.SIGTERM
 
     def _stop(self, trainer: Trainer) -> None:
-        saved = Path(self.best_model_path) if self._saved_batch > 0 else None
-        if saved is not None and trainer.is_global_zero:
-            _log.info("saved step %d: %s", trainer.global_step, saved)
+        if self._saved_batch > 0 and trainer.is_global_zero:
+            _log.info("saved step %d: %s", trainer.global_step, self.best_model_path)
             environment = trainer._accelerator_connector.cluster_environment
             if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-                if self._signal != signal.SIGTERM and self._signal != signal.SIGINT:
+                if self._signal == signal.SIGUSR1:
                     _requeue()
-        raise StoppedError(130 if self._signal == signal.SIGINT else self.exit_code, saved=saved)
+        raise StoppedError(130 if self._signal == signal.SIGINT else self.exit_code)
 
 
 def _batches(trainer: Trainer) -> Any:  # noqa: ANN401 - Lightning's counts
