@@ -159,6 +159,15 @@ def test_every_flipped_bit_changes_nothing_or_is_found(flip, whole, tmp_path):
         outcome(tmp_path / "a.ckpt")
 
 
+def test_an_index_on_another_disk_is_damage(whole, tmp_path):
+    """Of all damage the only one of which Python's own question for an archive is an error."""
+    damaged = bytearray(whole)
+    damaged[whole.rindex(b"PK\x06\x07") + 16] ^= 2  # number of disks
+    (tmp_path / "a.ckpt").write_bytes(damaged)
+    with pytest.raises(DamagedCheckpointError, match=r"\([\d,]+ bytes\) is not a checkpoint, or"):
+        load_file(tmp_path / "a.ckpt")
+
+
 def test_every_flipped_bit_of_a_tensor_is_found(whole, tmp_path):
     start = whole.index(checkpoint()["state_dict"]["a"].numpy().tobytes())
     for position, bit in itertools.product(range(start, start + 5 * 7 * 4, 3), range(8)):
@@ -479,9 +488,13 @@ def test_inside_of_lightning_s_asynchronous_plugin(tmp_path):
     last.unlink()
     last.mkdir()
     plugin = AsyncCheckpointIO(SafeCheckpointIO())
-    plugin.save_checkpoint(checkpoint(), last)
-    with pytest.raises(OSError, match=r"could not save .*last\.ckpt: Is a directory"):
+
+    def save():
+        plugin.save_checkpoint(checkpoint(), last)  # raises already, if the thread is quicker
         plugin.teardown()
+
+    with pytest.raises(OSError, match=r"could not save .*last\.ckpt: Is a directory"):
+        save()
 
 
 def test_a_failed_save_ends_the_run_loudly(tmp_path):

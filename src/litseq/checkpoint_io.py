@@ -189,10 +189,17 @@ def find_damage(path: Path, *, thorough: bool = True) -> str | None:
         What is wrong, to follow the file's name, or None.
     """
     with path.open("rb") as file:
-        # the index stands at the end of the archive
-        if not zipfile.is_zipfile(file):
+        if not _has_index(file):
             return f"({path.stat().st_size:,} bytes) is not a checkpoint, or was cut short"
         return "is damaged" if thorough and not is_intact(file) else None
+
+
+def _has_index(file: IO[bytes]) -> bool:
+    """Whether an archive's index stands where it ought to, at the end."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # where the index seems to lie on another disk
+        return False
 
 
 def is_intact(file: IO[bytes]) -> bool:
