@@ -257,6 +257,7 @@ def many_sentences(max_tokens):
     return bucket_loader(max_tokens, longest=20, num_examples=2000)
 
 
+@pytest.mark.usefixtures("no_memory_of_former_tests")
 def test_auto_is_the_most_that_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_free", lambda device: 250_000_000)
     chosen = choose(tmp_path)

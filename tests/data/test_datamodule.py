@@ -452,6 +452,18 @@ def test_one_stage_leaves_what_another_prepared(folder, data, tmp_path):
     assert ids_of(later.train_dataloader()) == ids_of(data.train_dataloader())
 
 
+def test_what_is_prepared_is_not_written_again(folder, tmp_path):
+    """A cache that others share may be closed to writing; root's tests would not notice."""
+
+    def prepare():
+        make(folder, cache_dir=str(tmp_path / "cache")).prepare_data()
+        found = {path: path.stat() for path in (tmp_path / "cache").rglob("*")}
+        return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
+
+    first = prepare()
+    assert prepare() == first
+
+
 def test_ids_of_a_former_tokenizer_are_left_out(folder, tmp_path):
     for path in folder.glob("*.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

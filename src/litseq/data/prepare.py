@@ -188,10 +188,12 @@ class Preparation:
             for split in wanted
         }
         for name, content in {**notes, "tokenizer": prepared.tokenizer}.items():
-            note = self._note(name)
+            note, text = self._note(name), json.dumps(content)
+            if note.exists() and note.read_text(encoding="utf-8") == text:
+                continue  # the cache may be shared, and closed to writing
             note.parent.mkdir(parents=True, exist_ok=True)
             draft = note.with_suffix(f".{os.getpid()}.draft")
-            draft.write_text(json.dumps(content), encoding="utf-8")
+            draft.write_text(text, encoding="utf-8")
             draft.replace(note)
 
     def _cache_texts(self, split: Split) -> Path | None:
