@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from processes import run
 
@@ -264,6 +265,35 @@ def test_sigterm_is_no_success_without_a_callback_that_saves(whole, tmp_path):
     (tmp_path / "config.yaml").write_text(text[: text.index("    - class_path: litseq.RunC")])
     words = fault("on_train_batch_start", 5, "SIGTERM")
     assert run("fit", "-c", "config.yaml", *words, folder=tmp_path).status == 143
+
+
+def curves(folder):
+    """All points that TensorBoard shows of a run, and how many there are."""
+    log = EventAccumulator(str(folder))
+    log.Reload()
+    points = [(tag, e.step, e.value) for tag in log.Tags()["scalars"] for e in log.Scalars(tag)]
+    return set(points), len(points)
+
+
+def test_tensorboard_goes_on(whole, tmp_path):
+    text = whole("TransformerSeq2Seq")[0].read_text()
+    config = tmp_path / "config.yaml"
+    config.write_text(text.replace("every_n_steps: 2", "every_n_steps: 0"))
+    words = ("fit", "-c", config, "--ckpt_path=last", "--trainer.logger=TensorBoardLogger")
+    words += ("--trainer.logger.save_dir=runs", "--trainer.logger.name=tiny")
+    words += ("--trainer.val_check_interval=1.0",)
+    found = []
+    for name, hit in (("whole", ()), ("killed", fault("on_train_batch_start", 18))):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert run(*words, *hit, folder=folder).status == (-9 if hit else 0)
+        if hit:
+            assert run(*words, folder=folder).status == 0
+        [run_folder] = (folder / "runs" / "tiny").iterdir()
+        found.append(curves(run_folder))
+    assert found[0][0] == found[1][0]
+    assert found[1][1] <= found[0][1] + 7  # those of one step, once more
+    assert found[0][1] > 90
 
 
 def test_going_on_by_the_configuration_of_the_run(whole, tmp_path):

@@ -17,7 +17,6 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import litseq.architectures  # noqa: F401 - its classes are then known by their short names
@@ -193,8 +192,7 @@ class Seq2SeqCLI(LightningCLI):
                 checkpoints.check_sizes(self._checkpoint, self.model)
             if self._goes_on and self.trainer.is_global_zero and "run" in self._checkpoint:
                 for logger in self.trainer.loggers:
-                    if isinstance(logger, CSVLogger):
-                        continue_log(logger, self._checkpoint["run"])
+                    continue_log(logger, self._checkpoint["run"])
         prepare_wandb(self.trainer)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from litseq import checkpoints
 
@@ -126,15 +126,25 @@ def rows_before(rows: Iterable[Row], run: dict[str, Any]) -> list[Row]:
     return [row for row in rows if before(row)]
 
 
-def continue_log(logger: CSVLogger, run: dict[str, Any]) -> None:
-    """Lets a CSV log go on where a checkpoint was written; rows of later steps are left out.
+def continue_log(logger: Logger, run: dict[str, Any]) -> None:
+    """Lets a log go on where a checkpoint was written; what is of later steps is left out.
 
-    Lightning would begin the file anew.
+    That is so for CSV and TensorBoard, where points of the checkpoint's own step may stand twice,
+    with the same value. W&B keeps what it has, and gets the same values again.
 
     Args:
         logger: Not used yet; of the same folder as before.
         run: The ``run`` entry of the checkpoint.
     """
+    if isinstance(logger, CSVLogger):
+        _continue_csv(logger, run)
+    elif isinstance(logger, TensorBoardLogger):
+        # an argument for torch's SummaryWriter, which Lightning makes when it is first needed
+        logger._kwargs["purge_step"] = run["log_step"] + (not run["validation"])
+
+
+def _continue_csv(logger: CSVLogger, run: dict[str, Any]) -> None:
+    # Lightning would begin the file anew
     path = Path(logger.log_dir) / "metrics.csv"
     kept = path.with_name("metrics.before_resuming.csv")
     if path.exists() and not kept.exists():  # else the last resuming was broken off right here
