@@ -321,13 +321,13 @@ class AttentionLogger(Callback):
             logger.log_metrics(means, trainer.global_step)
 
     def _log_heatmaps(self, trainer: Trainer, sentences: Sequence[Sequence[View]]) -> None:
-        drawn: dict[str, list[tuple[int, Any, str]]] = {}
+        drawn: list[tuple[str, Any, str]] = []
         for number, view in self._chosen(sentences):
             pixels = render(self._draw(trainer, view, number))
             assert self._out is not None
             path = self._out / view.name / f"sample{number}-step{trainer.global_step:08}.png"
             write_png(path, pixels)
-            drawn.setdefault(f"attention/{view.name}", []).append((number, pixels, str(path)))
+            drawn.append((f"attention/{view.name}/sample{number}", pixels, str(path)))
         if not drawn and self.layers:
             self._draws = False
             names = dict.fromkeys(view.name for sentence in sentences for view in sentence)
@@ -342,15 +342,11 @@ class AttentionLogger(Callback):
         # packages serve.
         for logger in trainer.loggers:
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-            for key, pictures in drawn.items():
-                if hasattr(logger, "log_image"):  # W&B
-                    paths = [path for _, _, path in pictures]
-                    captions = [f"sentence {number}" for number, _, _ in pictures]
-                    logger.log_image(key, paths, step=trainer.global_step, caption=captions)
+            for tag, pixels, path in drawn:
+                if hasattr(logger, "log_image"):  # W&B; pictures of one tag must be of one size
+                    logger.log_image(tag, [path], step=trainer.global_step)
                 if add_image is not None:  # TensorBoard
-                    for number, pixels, _ in pictures:
-                        tag = f"{key}/sample{number}"
-                        add_image(tag, pixels, trainer.global_step, dataformats="HWC")
+                    add_image(tag, pixels, trainer.global_step, dataformats="HWC")
 
     def _chosen(self, sentences: Sequence[Sequence[View]]) -> Iterator[tuple[int, View]]:
         numbers: dict[AttentionKind, int] = {}  # of layers
