@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from litseq import checkpoints, shards
-from litseq.checkpoint_io import SafeCheckpointIO
+from litseq.checkpoint_io import SafeCheckpointIO, is_sharded
 
 __all__ = ["average", "declare", "main"]
 
@@ -119,7 +119,11 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
     origins: list[dict[str, Any]] = []
     newest: dict[str, Any] = {}
     for path in paths:
-        checkpoint = shards.read(path) if checkpoints.is_sharded(path) else checkpoints.read(path)
+        if is_sharded(path):
+            checkpoint = shards.read(path)
+            checkpoints.check_contents(path, checkpoint)
+        else:
+            checkpoint = checkpoints.read(path)
         facts = _facts(checkpoint)
         agreed = agreed or facts
         _check_same(paths[0], agreed, path, facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import logging
 import os
 import pickle
@@ -21,9 +22,26 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch.serialization import get_crc32_options, get_unsafe_globals_in_checkpoint
 
-__all__ = ["DamagedCheckpointError", "SafeCheckpointIO", "find_damage", "is_intact", "load_file"]
+__all__ = [
+    "SHARD_COMMON",
+    "SHARD_INDEX",
+    "DamagedCheckpointError",
+    "SafeCheckpointIO",
+    "find_damage",
+    "is_intact",
+    "is_sealed",
+    "is_sharded",
+    "load_file",
+    "seal",
+]
 
 _log = logging.getLogger(__name__)
+
+SHARD_INDEX, SHARD_COMMON = ".metadata", "meta.pt"
+"""Files of a checkpoint in shards, as torch names them: the first, written last, says which part of
+every weight lies where; the other is all that ranks have in common."""
+
+_SEAL = ".metadata.sha256"
 
 _Location = Callable[[Any, str], Any] | torch.device | str | None
 
@@ -146,6 +164,33 @@ class SafeCheckpointIO(TorchCheckpointIO):
             pass
         except OSError as error:
             _log.warning("%s could not be removed (%s) and stays.", target, error.strerror)
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a path is a folder such as FSDP and ``ModelParallelStrategy`` save."""
+    return (path / SHARD_INDEX).is_file()
+
+
+def seal(path: str | Path) -> None:
+    """Notes the checksum of the index of a checkpoint in shards; all else brings its own.
+
+    Args:
+        path: A checkpoint that was just written; one of another kind is left alone.
+    """
+    if _scheme(path) == "file" and is_sharded(folder := _as_path(path)):
+        part = folder / f"{_SEAL}.part"
+        part.write_text(_index_checksum(folder), encoding="ascii")
+        part.replace(folder / _SEAL)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether the index is what it was, as far as anything was noted of it."""
+    note = folder / _SEAL
+    return not note.exists() or note.read_bytes() == _index_checksum(folder).encode("ascii")
+
+
+def _index_checksum(folder: Path) -> str:
+    return hashlib.sha256((folder / SHARD_INDEX).read_bytes()).hexdigest()
 
 
 def load_file(path: Path, *, map_location: _Location = "cpu", verify: bool = True) -> Any:  # noqa: ANN401 - whatever was saved

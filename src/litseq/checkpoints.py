@@ -13,13 +13,17 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from litseq.checkpoint_io import DamagedCheckpointError, find_damage, load_file
+from litseq.checkpoint_io import (
+    SHARD_COMMON,
+    DamagedCheckpointError,
+    find_damage,
+    is_sharded,
+    load_file,
+)
 from litseq.data.tokenizer import TranslationTokenizer
 
 __all__ = [
     "FORMAT_VERSION",
-    "SHARD_COMMON",
-    "SHARD_INDEX",
     "Generation",
     "check_class",
     "check_contents",
@@ -30,7 +34,6 @@ __all__ = [
     "describe",
     "find_class",
     "generations",
-    "is_sharded",
     "newest",
     "read",
     "read_for_resuming",
@@ -38,10 +41,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-SHARD_INDEX, SHARD_COMMON = ".metadata", "meta.pt"
-"""Files of a checkpoint in shards, as torch names them: the first, written last, says which part of
-every weight lies where; the other is all that ranks have in common."""
 
 FORMAT_VERSION = 1
 """Raised when an older litseq could no longer read what this one writes.
@@ -131,7 +130,7 @@ def newest(folder: str | PathLike[str], *, name: str = "*.ckpt") -> Path | None:
     Of each file only the list of its contents is read, until one is chosen and checked whole. A
     warning names each damaged file that is passed over, and what is used instead. Files from which
     training cannot go on, such as an average or weights alone, and unfinished ones are none of
-    them. A folder with a checkpoint in shards counts as a file; its shards are not checked.
+    them. A folder with a checkpoint in shards counts as a file.
 
     Args:
         folder: Where to look; not below.
@@ -202,22 +201,23 @@ def generations(
     return sorted(found, reverse=True), unreadable
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether a path is a folder such as FSDP and ``ModelParallelStrategy`` save."""
-    return (path / SHARD_INDEX).is_file()
-
-
 def _search(folder: Path, name: str) -> tuple[Generation | None, list[tuple[Path, str]]]:
     found, passed_over = generations(folder, name=name)
     for generation in found:
         if not generation.resumable:
             continue
         path = generation.path
-        damage = find_damage(path / SHARD_COMMON if is_sharded(path) else path)
+        damage = _find_damage_of_shards(path) if is_sharded(path) else find_damage(path)
         if damage is None:
             return generation, passed_over
         passed_over.append((generation.path, damage))
     return None, passed_over
+
+
+def _find_damage_of_shards(folder: Path) -> str | None:
+    from litseq import shards  # torch takes a second to import what reads them
+
+    return shards.find_damage(folder)
 
 
 def _entry(path: Path, checkpoint: object) -> dict[str, Any]:

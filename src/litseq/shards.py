@@ -15,10 +15,17 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from litseq import checkpoints
-from litseq.checkpoint_io import DamagedCheckpointError, is_intact, load_file
+from litseq.checkpoint_io import (
+    SHARD_COMMON,
+    SHARD_INDEX,
+    DamagedCheckpointError,
+    is_intact,
+    is_sealed,
+    load_file,
+)
+from litseq.checkpoint_io import find_damage as find_damage_of_file
 
-__all__ = ["read"]
+__all__ = ["find_damage", "read"]
 
 _PREFIX = "state_dict."
 
@@ -50,16 +57,18 @@ def read(folder: Path) -> dict[str, Any]:
     once.
 
     Raises:
-        ValueError: If a file is missing or damaged, holds code, or was not written by litseq.
+        ValueError: If a file is missing or damaged, or holds code.
     """
-    index = _read_index(folder / checkpoints.SHARD_INDEX)
+    index = _read_index(folder)
     weights = _find_weights(folder, index)
-    _check_slices(folder, index, weights)
-    checkpoint: dict[str, Any] = load_file(folder / checkpoints.SHARD_COMMON)
+    _check_slices(folder, index, {_PREFIX + name for name in weights})
+    stored = sum(file.stat().st_size for file in folder.iterdir())
+    if sum(weight.numel() * weight.element_size() for weight in weights.values()) > stored:
+        raise DamagedCheckpointError(folder / SHARD_INDEX, "is damaged")
+    checkpoint: dict[str, Any] = load_file(folder / SHARD_COMMON)
     checkpoint["state_dict"] = {
         name: torch.empty_like(w, device="cpu") for name, w in weights.items()
     }
-    checkpoints.check_contents(folder, checkpoint)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -73,7 +82,26 @@ def read(folder: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _read_index(path: Path) -> Metadata:
+def find_damage(folder: Path) -> str | None:
+    """Compares all files of a checkpoint in shards with their checksums.
+
+    Returns:
+        What is wrong, to follow the folder's name, or None.
+    """
+    if damage := find_damage_of_file(folder / SHARD_COMMON):
+        return f"is damaged ({SHARD_COMMON} {damage})"
+    try:
+        index = _read_index(folder)
+        _check_slices(folder, index, set(index.state_dict_metadata))
+    except DamagedCheckpointError as error:
+        return f"is damaged ({error.path.name} {error.damage})"
+    return None
+
+
+def _read_index(folder: Path) -> Metadata:
+    path = folder / SHARD_INDEX
+    if not is_sealed(folder):
+        raise DamagedCheckpointError(path, "is damaged")
     try:
         with path.open("rb") as file:
             index = _Unpickler(file).load()
@@ -86,7 +114,7 @@ def _read_index(path: Path) -> Metadata:
     return index
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in C takes any memory that a damaged file asks for
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - Python's signature
         if module.startswith("pathlib"):  # where it was saved, on whatever system
             return PurePosixPath
@@ -115,7 +143,7 @@ def _find_weights(folder: Path, index: Metadata) -> dict[str, Tensor]:
             if name.startswith(_PREFIX):
                 weights[name.removeprefix(_PREFIX)] = _make_weight(entry)
     except Exception as error:  # damage shows in a dozen kinds
-        raise DamagedCheckpointError(folder / checkpoints.SHARD_INDEX, "is damaged") from error
+        raise DamagedCheckpointError(folder / SHARD_INDEX, "is damaged") from error
     return weights
 
 
@@ -133,18 +161,20 @@ def _make_weight(entry: object) -> Tensor:
     return torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
 
 
-def _check_slices(folder: Path, index: Metadata, weights: dict[str, Tensor]) -> None:
-    """Compares each rank's part of each weight with its checksums."""
-    for part, info in index.storage_data.items():
-        if not part.fqn.startswith(_PREFIX) or part.fqn.removeprefix(_PREFIX) not in weights:
-            continue
-        path = folder / Path(info.relative_path).name
+def _check_slices(folder: Path, index: Metadata, names: set[str]) -> None:
+    """Compares each rank's part of what is named with its checksums."""
+    try:
+        places = [
+            (folder / Path(info.relative_path).name, info.offset, info.length)
+            for part, info in index.storage_data.items()
+            if part.fqn in names
+        ]
+    except Exception as error:  # damage shows in a dozen kinds
+        raise DamagedCheckpointError(folder / SHARD_INDEX, "is damaged") from error
+    for path, offset, length in places:
         if not path.is_file():
             raise DamagedCheckpointError(folder, f"lacks {path.name}")
         with path.open("rb") as file:
-            file.seek(info.offset)
-            if not is_intact(io.BytesIO(file.read(info.length))):
+            file.seek(offset)
+            if not is_intact(io.BytesIO(file.read(length))):
                 raise DamagedCheckpointError(path, "is damaged")
-    stored = sum(file.stat().st_size for file in folder.iterdir())
-    if sum(weight.numel() * weight.element_size() for weight in weights.values()) > stored:
-        raise DamagedCheckpointError(folder / checkpoints.SHARD_INDEX, "is damaged")

@@ -8,8 +8,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
+from litseq import checkpoints
 from litseq.architectures import RnnAttentionSeq2Seq, TransformerSeq2Seq
 from litseq.average import main
+from litseq.callbacks import RunCheckpoint
 from litseq.data import TranslationDataModule
 from litseq.task import Seq2Seq
 from rank_processes import run_ranks
@@ -44,7 +46,8 @@ def fit(rank, folder, options, family, world_size, more):
         devices=world_size,
         accumulate_grad_batches=2 // world_size,
         callbacks=[
-            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1),
+            RunCheckpoint(str(folder)),
         ],
         enable_checkpointing=True,
         gradient_clip_val=0.5,
@@ -99,7 +102,9 @@ def test_sharded_ranks_train_score_and_resume_as_one_does(options, tmp_path):
 def test_a_sharded_checkpoint_becomes_a_plain_one(options, tmp_path):
     more = {"max_steps": 4}
     [found, _] = run_ranks(2, fit, tmp_path, options, TransformerSeq2Seq, 2, more)
-    main([str(tmp_path / "step=4.ckpt")], output=str(tmp_path / "plain.ckpt"))
+    assert (tmp_path / "last.ckpt" / ".metadata.sha256").is_file()
+    assert checkpoints.newest(tmp_path) == tmp_path / "last.ckpt"
+    main([str(tmp_path / "last.ckpt")], output=str(tmp_path / "plain.ckpt"))
     module = Seq2Seq.load_from_checkpoint(tmp_path / "plain.ckpt")
     torch.testing.assert_close(dict(module.state_dict()), found["weights"], check_dtype=False)
     assert module.network.output.weight is module.network.tgt_embedding.weight

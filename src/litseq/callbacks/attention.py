@@ -342,9 +342,9 @@ class AttentionLogger(Callback):
         # packages serve.
         for logger in trainer.loggers:
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-            for tag, pixels, path in drawn:
+            for tag, pixels, file in drawn:
                 if hasattr(logger, "log_image"):  # W&B; pictures of one tag must be of one size
-                    logger.log_image(tag, [path], step=trainer.global_step)
+                    logger.log_image(tag, [file], step=trainer.global_step)
                 if add_image is not None:  # TensorBoard
                     add_image(tag, pixels, trainer.global_step, dataformats="HWC")
 

@@ -22,7 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from litseq.checkpoint_io import SafeCheckpointIO
+from litseq.checkpoint_io import SafeCheckpointIO, seal
 from litseq.random_state import random_state, set_random_state
 
 __all__ = ["BestCheckpoint", "RunCheckpoint", "StoppedError"]
@@ -32,7 +32,14 @@ _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class BestCheckpoint(ModelCheckpoint):
+class _Sealed(ModelCheckpoint):
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            seal(filepath)
+
+
+class BestCheckpoint(_Sealed):
     """Keeps the best checkpoints by a metric of validation: Lightning's own, but for two things.
 
     A metric that is not a number never counts, where Lightning would take the first one for the
@@ -76,7 +83,7 @@ class StoppedError(SystemExit):
     """Ends a run that a signal stopped, after it was saved; ``code`` is the exit status."""
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(_Sealed):
     """Keeps ``last.ckpt``, from which a run goes on as if it had never stopped.
 
     What follows after resuming equals the uninterrupted run bit for bit: losses, weights, scores,
