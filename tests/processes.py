@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
@@ -98,6 +99,16 @@ class Fault(Callback):
             setattr(os, hook[3:], lambda *args, **kwargs: (fault(), inner(*args, **kwargs))[1])
         else:
             setattr(self, hook, fault)
+
+
+class Slow(Callback):
+    """Takes its time for every batch."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        time.sleep(self._seconds)
 
 
 class FullDisk(Callback):

@@ -8,6 +8,8 @@
 # RENDEZVOUS must be a machine that stays. The other conditions are those of torchrun.sh.
 set -euo pipefail
 
+# Else a machine that joins waits for an address that the others do not give again (torch 2.13).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun \
     --nnodes "${NODES:?least:most machines}" \
     --nproc_per_node "${DEVICES:-gpu}" \
