@@ -10,13 +10,14 @@ __all__ = ["fill", "markdown"]
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Returns a Markdown table; a bar or a line break inside a cell stays inside it."""
+    """Returns a Markdown table; bars, line breaks and control characters break no cell."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 
 
 def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    text = " ".join(str(value).split()).replace("|", "\\|")
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def fill(page: Path, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

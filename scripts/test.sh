@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks everything: formatting, lint, types, tests. Arguments go to pytest: bash scripts/test.sh -k beam
+# Checks everything: formatting, lint, types, tests. Arguments go to pytest: bash scripts/test.sh -k beam -n 0
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
@@ -9,4 +9,4 @@ export OMP_NUM_THREADS=1
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy
-.venv/bin/pytest "$@"
+.venv/bin/pytest -n 2 --dist worksteal "$@"

@@ -1,4 +1,5 @@
 import logging
+import multiprocessing
 
 import datasets
 import lightning.pytorch as L
@@ -439,6 +440,23 @@ def test_a_trainer_predicts_and_reads_nothing_else(folder, data, tmp_path):
     )
     batches = trainer.predict(Recorder(), datamodule=make(folder, **options))
     assert sorted(i for batch in batches for i in batch) == list(range(9))
+
+
+def test_workers_end_with_the_run(folder, tmp_path):
+    """Left to the garbage collector they would keep it waiting, five seconds for each."""
+    before = set(multiprocessing.active_children())
+    during = []
+
+    class Count(L.Callback):
+        def on_train_batch_end(self, *args):
+            during.append(len(set(multiprocessing.active_children()) - before))
+
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, logger=False, max_steps=3, callbacks=[Count()]
+    )
+    trainer.fit(Recorder(), datamodule=make(folder, num_workers=2))
+    assert during == [4, 4, 4]  # of training and of validation, whose batches may be next
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_one_stage_leaves_what_another_prepared(folder, data, tmp_path):

@@ -107,7 +107,7 @@ class MemoryCheck(Callback):
             possible = trainer.strategy.reduce(possible, reduce_op="min")
             return trial, _all_fit(trainer, trial), int(possible) // _STEP * _STEP
 
-        most = self.max_tokens_at_most // _STEP * _STEP
+        most = limit = self.max_tokens_at_most // _STEP * _STEP
         found, size = 0, min(_FIRST_BUDGET, most)
         with _as_before(module):
             trial, fits, possible = tried(size)
@@ -119,8 +119,10 @@ class MemoryCheck(Callback):
                 larger, fits, possible = tried(size)
                 if fits:
                     found, trial = size, larger
+                    if possible >= 1.2 * found:  # the first batch, a small one, misled
+                        size = min(possible, most)
                 else:
-                    size = min(possible, 7 * size // 8 // _STEP * _STEP)
+                    size = most = min(possible, 7 * size // 8 // _STEP * _STEP)
         if found == 0:
             raise ValueError(
                 f"no max_tokens fits: {trial.what} takes {trial.need / 1e9:.2f} GB or more, and "
@@ -130,7 +132,7 @@ class MemoryCheck(Callback):
             _log.info(
                 "data.max_tokens: auto is %d%s: %s, the largest, takes %.2f GB; %.2f GB are free.",
                 found,
-                " (max_tokens_at_most)" if found == most else "",
+                " (max_tokens_at_most)" if found == limit else "",
                 trial.what,
                 trial.need / 1e9,
                 free / 1e9,

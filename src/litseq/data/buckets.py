@@ -128,6 +128,15 @@ class TokenBucketLoader:
         return _EpochSetter(self)
 
     @property
+    def _iterator(self) -> Any:  # noqa: ANN401 - torch's
+        """Where Lightning looks, when a run ends, for worker processes to end, and puts None."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        self._loader._iterator = value
+
+    @property
     def num_examples(self) -> int:
         """Examples of an epoch, on all ranks together."""
         return len(self._ids)
