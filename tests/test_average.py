@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import re
@@ -11,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from command_line import error_of, litseq
 from litseq import RnnSeq2Seq, Seq2Seq, TransformerSeq2Seq, checkpoints, shards
 from litseq.average import average
-from litseq.checkpoint_io import SafeCheckpointIO, find_damage, is_sharded, load_file, seal
+from litseq.checkpoint_io import SafeCheckpointIO, find_damage, is_sharded, load_file, seal, unseal
 from litseq.data import TranslationTokenizer
 from rank_processes import run_ranks
 from tiny_tasks import loader, tiny_batches, tiny_task, tiny_trainer
@@ -441,6 +442,39 @@ def test_damaged_shards(name, copied_shards, sharded):
 def test_damaged_shards_often(name, flip, copied_shards, sharded):
     (copied_shards / ".metadata.sha256").unlink()  # as plain Lightning leaves it
     read_damaged(copied_shards / name, flip, 250, sharded[1])
+
+
+def test_shards_that_are_written_over_are_not_whole(copied_shards):
+    unseal(copied_shards)
+    assert checkpoints.newest(copied_shards.parent) is None
+    lacks = "was not written to its end (it lacks .metadata)"
+    assert checkpoints.damage_of(copied_shards) == lacks
+
+
+def test_resuming_from_shards_runs_no_code(copied_shards, elsewhere):
+    assert "litseq" in checkpoints.read_for_resuming(copied_shards)
+    (copied_shards / ".metadata").write_bytes(pickle.dumps(Code()))
+    seal(copied_shards)
+    with pytest.raises(ValueError, match=r"copy\.ckpt is damaged \(\.metadata .*names \w+\.mkdir"):
+        checkpoints.read_for_resuming(copied_shards)
+    assert not list(elsewhere.glob("the-code-ran"))
+
+
+@pytest.mark.parametrize("odd", [-1, "1", 2**62, None])
+def test_an_index_without_a_checksum_is_read_with_care(odd, copied_shards):
+    path = copied_shards / ".metadata"
+    index = pickle.loads(path.read_bytes())
+    if odd is None:
+        index.storage_data = {}
+    else:
+        for part in index.storage_data:
+            old = index.storage_data[part]
+            index.storage_data[part] = dataclasses.replace(old, offset=odd)
+    path.write_bytes(pickle.dumps(index))
+    (copied_shards / ".metadata.sha256").unlink()
+    assert re.search("is damaged", checkpoints.damage_of(copied_shards))
+    with pytest.raises(ValueError, match="is damaged"):
+        shards.read(copied_shards)
 
 
 def test_a_run_goes_on_from_shards_that_are_whole(copied_shards, caplog):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from litseq import checkpoints
 from processes import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -173,6 +174,20 @@ def test_the_newest_checkpoint_is_damaged(damage, whole, tmp_path):
     second = run("fit", "-c", config, "--ckpt_path=last", folder=tmp_path)
     assert second.status == 0, second.output
     assert re.search(r"last\.ckpt .* is passed over: \w+\.ckpt of step 4 is used", second.output)
+    assert_equal_runs(run_folder, uninterrupted)
+
+
+def test_a_damaged_checkpoint_takes_no_place(whole, tmp_path):
+    """The first save after it may fail, too; until then the one that is used stays."""
+    config, uninterrupted = whole("TransformerSeq2Seq")
+    run("fit", "-c", config, *fault("on_train_batch_start", 12), folder=tmp_path)
+    [run_folder] = (tmp_path / "runs" / "tiny").iterdir()
+    last = run_folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    again = ("fit", "-c", config, "--ckpt_path=last")
+    assert run(*again, *fault("on_save_checkpoint", 1), folder=tmp_path).status == -9
+    assert checkpoints.newest(last.parent) == last.with_name("previous.ckpt")
+    assert run(*again, folder=tmp_path).status == 0
     assert_equal_runs(run_folder, uninterrupted)
 
 

@@ -33,13 +33,14 @@ __all__ = [
     "is_sharded",
     "load_file",
     "seal",
+    "unseal",
 ]
 
 _log = logging.getLogger(__name__)
 
 SHARD_INDEX, SHARD_COMMON = ".metadata", "meta.pt"
-"""Files of a checkpoint in shards, as torch names them: the first, written last, says which part of
-every weight lies where; the other is all that ranks have in common."""
+"""Files of a checkpoint in shards, as torch and Lightning name them: the first says which part of
+every weight lies where; the other, written last, is all that ranks have in common."""
 
 _SEAL = ".metadata.sha256"
 
@@ -179,8 +180,19 @@ def seal(path: str | Path) -> None:
     """
     if _scheme(path) == "file" and is_sharded(folder := _as_path(path)):
         part = folder / f"{_SEAL}.part"
-        part.write_text(_index_checksum(folder), encoding="ascii")
+        with part.open("w", encoding="ascii") as file:
+            file.write(_index_checksum(folder))
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(folder / _SEAL)
+        _sync_folder(folder)
+
+
+def unseal(path: str | Path) -> None:
+    """Makes a folder of shards one that is not whole, before its parts are written over."""
+    if _scheme(path) == "file" and is_sharded(folder := _as_path(path)):
+        (folder / SHARD_INDEX).unlink()
+        (folder / _SEAL).unlink(missing_ok=True)
 
 
 def is_sealed(folder: Path) -> bool:

@@ -31,6 +31,7 @@ __all__ = [
     "check_resumable",
     "check_sizes",
     "check_tokenizer",
+    "damage_of",
     "describe",
     "find_class",
     "generations",
@@ -119,6 +120,8 @@ def read_for_resuming(path: str | PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not is_sharded(path):
         return read(path)
+    if damage := damage_of(path):  # its index is a pickle, which torch would read as it is
+        raise DamagedCheckpointError(path, damage)
     checkpoint = load_file(path / SHARD_COMMON)
     _entry(path, checkpoint)
     return cast("dict[str, Any]", checkpoint)
@@ -201,23 +204,30 @@ def generations(
     return sorted(found, reverse=True), unreadable
 
 
+def damage_of(path: Path) -> str | None:
+    """Compares all of a checkpoint, a file or a folder with shards, with its checksums.
+
+    Returns:
+        What is wrong, to follow the path, or None.
+    """
+    if not path.is_dir():
+        return find_damage(path)
+    from litseq import shards  # torch takes a second to import what reads them
+
+    return shards.find_damage(path)
+
+
 def _search(folder: Path, name: str) -> tuple[Generation | None, list[tuple[Path, str]]]:
     found, passed_over = generations(folder, name=name)
     for generation in found:
         if not generation.resumable:
             continue
         path = generation.path
-        damage = _find_damage_of_shards(path) if is_sharded(path) else find_damage(path)
+        damage = damage_of(path)
         if damage is None:
             return generation, passed_over
         passed_over.append((generation.path, damage))
     return None, passed_over
-
-
-def _find_damage_of_shards(folder: Path) -> str | None:
-    from litseq import shards  # torch takes a second to import what reads them
-
-    return shards.find_damage(folder)
 
 
 def _entry(path: Path, checkpoint: object) -> dict[str, Any]:

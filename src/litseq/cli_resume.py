@@ -49,7 +49,7 @@ def find_checkpoint(config: Namespace, which: str) -> tuple[Path, Path] | None:
         raise FileNotFoundError(f"{folder} holds no checkpoint that is intact; train again.")
     if which == "last":
         return run, newest
-    states = checkpoints.read(newest).get("callbacks", {}).values()
+    states = checkpoints.read_for_resuming(newest).get("callbacks", {}).values()
     names = (s["best_model_path"] for s in states if isinstance(s, dict) and s.get("monitor"))
     # by name: the folder may have been moved
     found = next((folder / Path(name).name for name in names if name), None)

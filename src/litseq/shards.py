@@ -88,11 +88,13 @@ def find_damage(folder: Path) -> str | None:
     Returns:
         What is wrong, to follow the folder's name, or None.
     """
+    for name in (SHARD_INDEX, SHARD_COMMON):
+        if not (folder / name).is_file():
+            return f"was not written to its end (it lacks {name})"
     if damage := find_damage_of_file(folder / SHARD_COMMON):
         return f"is damaged ({SHARD_COMMON} {damage})"
     try:
-        index = _read_index(folder)
-        _check_slices(folder, index, set(index.state_dict_metadata))
+        _check_slices(folder, _read_index(folder), None)
     except DamagedCheckpointError as error:
         return f"is damaged ({error.path.name} {error.damage})"
     return None
@@ -161,19 +163,24 @@ def _make_weight(entry: object) -> Tensor:
     return torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
 
 
-def _check_slices(folder: Path, index: Metadata, names: set[str]) -> None:
-    """Compares each rank's part of what is named with its checksums."""
+def _check_slices(folder: Path, index: Metadata, names: set[str] | None) -> None:
+    """Compares each rank's part of what is named (None: of all) with its checksums."""
     try:
+        names = set(index.state_dict_metadata) if names is None else names
         places = [
-            (folder / Path(info.relative_path).name, info.offset, info.length)
+            (folder / Path(info.relative_path).name, int(info.offset), int(info.length))
             for part, info in index.storage_data.items()
             if part.fqn in names
         ]
+        if names - {part.fqn for part in index.storage_data}:
+            raise ValueError("not all that is named lies somewhere")
     except Exception as error:  # damage shows in a dozen kinds
         raise DamagedCheckpointError(folder / SHARD_INDEX, "is damaged") from error
     for path, offset, length in places:
         if not path.is_file():
             raise DamagedCheckpointError(folder, f"lacks {path.name}")
+        if offset < 0 or length < 0 or offset + length > path.stat().st_size:
+            raise DamagedCheckpointError(path, "is damaged, or cut short")
         with path.open("rb") as file:
             file.seek(offset)
             if not is_intact(io.BytesIO(file.read(length))):

@@ -22,7 +22,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from litseq.checkpoint_io import SafeCheckpointIO, seal
+from litseq import checkpoints
+from litseq.checkpoint_io import SafeCheckpointIO, seal, unseal
 from litseq.random_state import random_state, set_random_state
 
 __all__ = ["BestCheckpoint", "RunCheckpoint", "StoppedError"]
@@ -34,6 +35,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 class _Sealed(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if trainer.is_global_zero:
+            unseal(filepath)
+        trainer.strategy.barrier()
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
             seal(filepath)
@@ -143,6 +147,7 @@ class RunCheckpoint(_Sealed):
         self._saved_at = 0.0
         self._saved_batch = -1  # how many batches had been trained on when last saved
         self._validation_follows = False
+        self._wrote = False  # whether the file there is this process's
         self._loaded: dict[str, Any] | None = None
 
     # ---- when to save
@@ -256,11 +261,13 @@ class RunCheckpoint(_Sealed):
             return
         path = Path(self.format_checkpoint_name({}))
         if trainer.is_global_zero:
+            if not self._wrote and path.exists() and checkpoints.damage_of(path):
+                trainer.strategy.checkpoint_io.remove_checkpoint(path)  # previous.ckpt is better
             _keep(path, path.with_name("previous.ckpt"))
         self.best_model_path = str(path)  # part of the state, so before the file is written
         self._saving = True
         self._save_checkpoint(trainer, str(path))
-        self._saving = self._due = False
+        self._saving, self._due, self._wrote = False, False, True
         self._saved_at = time.monotonic()
         self._saved_batch = _num_batches(trainer)
 

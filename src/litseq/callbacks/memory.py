@@ -114,7 +114,7 @@ class MemoryCheck(Callback):
             if fits:
                 found, size = size, min(possible, most)
             else:
-                size = min(possible, size // 2 // _STEP * _STEP)
+                size = most = min(possible, size // 2 // _STEP * _STEP)
             while size > found:
                 larger, fits, possible = tried(size)
                 if fits:

@@ -189,7 +189,7 @@ class Preparation:
         }
         for name, content in {**notes, "tokenizer": prepared.tokenizer}.items():
             note, text = self._note(name), json.dumps(content)
-            if note.exists() and note.read_text(encoding="utf-8") == text:
+            if note.exists() and note.read_bytes() == text.encode():
                 continue  # the cache may be shared, and closed to writing
             note.parent.mkdir(parents=True, exist_ok=True)
             draft = note.with_suffix(f".{os.getpid()}.draft")
