@@ -166,7 +166,8 @@ def _make_weight(entry: object) -> Tensor:
 def _check_slices(folder: Path, index: Metadata, names: set[str] | None) -> None:
     """Compares each rank's part of what is named (None: of all) with its checksums."""
     try:
-        names = set(index.state_dict_metadata) if names is None else names
+        if names is None:
+            names = set(index.state_dict_metadata)
         places = [
             (folder / Path(info.relative_path).name, int(info.offset), int(info.length))
             for part, info in index.storage_data.items()

@@ -34,10 +34,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class _Sealed(ModelCheckpoint):
+    """A folder of shards is whole only from the moment that all ranks have written their parts."""
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if trainer.is_global_zero:
             unseal(filepath)
-        trainer.strategy.barrier()
+        trainer.strategy.barrier()  # no rank writes into a folder that still counts as whole
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
             seal(filepath)
@@ -230,8 +232,9 @@ class RunCheckpoint(_Sealed):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the end; where training stopped inside of an epoch, that is saved already."""
-        loop = trainer.fit_loop.epoch_loop
-        if trainer.fast_dev_run or not loop._num_ready_batches_reached():  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
+            return
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             return
         epochs: Any = trainer.fit_loop.epoch_progress.current
         finished = 0 < (trainer.max_epochs or -1) <= epochs.processed
