@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from litseq.metrics import corpus_scores
+from litseq.evaluation import corpus_scores
 
 NUM_BINS = 5
 

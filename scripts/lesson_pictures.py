@@ -159,6 +159,32 @@ def by_length(say: Say, table: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def attention_gap(say: Say, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Score against source length, a line per seed and a thick one for their mean."""
+    figure = _figure(6.6, 3.8)
+    ax = figure.subplots()
+    names = {
+        "rnn": (say("recurrent, one context vector", "循环网络，单一上下文向量"), RED, "o"),
+        "rnn-attention": (say("recurrent, with attention", "循环网络加注意力"), ORANGE, "s"),
+        "transformer": ("Transformer", BLUE, "^"),
+    }
+    for name, (label, color, marker) in names.items():
+        tables = [record["by_length"] for record in records.get(name, ())]
+        if not tables:
+            continue
+        bins = tables[0]["bins"]
+        for table in tables:
+            ax.plot(bins, table["bleu"], color=color, linewidth=0.8, alpha=0.5)
+        columns = zip(*(table["bleu"] for table in tables), strict=True)
+        mean = [sum(column) / len(tables) for column in columns]
+        ax.plot(bins, mean, color=color, marker=marker, linewidth=2, label=label)
+    ax.set_xlabel(say("words in the source sentence", "源句的词数"))
+    ax.set_ylabel("BLEU")
+    ax.set_ylim(0)
+    ax.legend(loc="lower left")
+    return figure
+
+
 # ---- the Transformer ----
 
 

@@ -17,6 +17,15 @@ COMMANDS = {
     "predict": ("--ckpt_path", "--trainer.limit_predict_batches", "--config"),
     "translate": ("--ckpt", "--input", "--output", "--format", "--n_best", "--beam_size", "--seed"),
     "average": ("paths", "--output", "--last"),
+    "compare": (
+        "paths",
+        "--references",
+        "--metrics",
+        "--method",
+        "--legacy",
+        "--tgt_lang",
+        "--json",
+    ),
 }
 
 

@@ -27,6 +27,7 @@ def from_hub(name):
 
 
 HUB = [name for name in EXPERIMENTS if from_hub(name)]
+LARGE = [name for name in EXPERIMENTS if name.startswith("configs/paper/")]
 
 # What a test cannot wait for: sizes of models that are meant for an accelerator
 SHRUNK = {
@@ -101,20 +102,23 @@ def test_they_are_found():
     assert len(FILES) > 10
     assert HUB
     assert OVERLAYS
-    assert set(EXPERIMENTS) - set(HUB)
+    assert set(HUB) < set(LARGE) < set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_run(name, our_data, tmp_path):
     data, small = our_data(CONTENTS[name]["data"]["init_args"]), {}
-    if from_hub(name):
+    if name in LARGE:
         sizes = SHRUNK[CONTENTS[name]["model"]["class_path"]]
         small = {f"model.{key}": value for key, value in sizes.items()}
     main(["fit", "-c", str(FILES[name]), *data, *flags(SHORT | small)])
 
     (run,) = (tmp_path / "lightning_logs").glob("*/version_0")
-    for left in ("config.yaml", "metrics.csv", "samples.tsv", "val/scores.json"):
-        assert (run / left).is_file(), left
+    left = ["config.yaml", "metrics.csv"]
+    if CONTENTS[name]["model"]["init_args"].get("val_decode", True):
+        left += ["samples.tsv", "val/scores.json"]
+    for file in left:
+        assert (run / file).is_file(), file
     checkpoints = list((run / "checkpoints").rglob("*.ckpt"))
     assert checkpoints
     assert all(path.parent.name == "checkpoints" for path in checkpoints), "a slash in the name"
@@ -167,7 +171,7 @@ class StoppingCLI(Seq2SeqCLI):
 
 
 def instantiate(name):
-    """The model of an experiment with its trainer, and its vocabulary's size."""
+    """The model of an experiment, its trainer and its data's options; reads and fetches nothing."""
     with pytest.raises(Stopped) as stopped:
         StoppingCLI(["fit", "-c", str(FILES[name]), "--trainer.accelerator=cpu"])
     (cli,) = stopped.value.args
@@ -181,27 +185,6 @@ def test_experiments_on_hub_data_have_a_model(name):
     with torch.device("meta"):
         network = model.build_network(vocab_size, None if data["shared_vocab"] else vocab_size)
     assert sum(p.numel() for p in network.parameters()) > 50e6
-
-
-# Vaswani et al. (2017), table 3 and section 5.3; the paper prints 65 and 213 million
-@pytest.mark.parametrize(
-    ("name", "millions", "d_model"),
-    [("transformer_base", 63.1, 512), ("transformer_big", 214.3, 1024)],
-)
-def test_the_paper_s_transformers_are_the_paper_s(name, millions, d_model):
-    model, trainer, data = instantiate(f"configs/paper/{name}.yaml")
-    with torch.device("meta"):
-        network = model.build_network(data["vocab_size"], None)
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == millions
-
-    model.trainer = trainer
-    model.network = torch.nn.Linear(1, 1)
-    configured = model.configure_optimizers()
-    peak = configured["optimizer"].param_groups[0]["initial_lr"]
-    (factor,) = configured["lr_scheduler"]["scheduler"].lr_lambdas
-    for step in (1, 4000, 100000):
-        paper = d_model**-0.5 * min(step**-0.5, step * 4000**-1.5)
-        assert peak * factor(step - 1) == pytest.approx(paper, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -14,7 +14,7 @@ LAYERS = [
     ["layers"],
     ["models"],
     ["attention"],
-    ["decoding", "data", "losses", "schedules", "metrics"],
+    ["decoding", "data", "losses", "schedules", "evaluation"],
     ["checkpoint_io", "fonts"],
     ["shards"],
     ["checkpoints"],
@@ -76,7 +76,7 @@ def test_the_lower_half_imports_torch_alone():
 
 def test_callbacks_know_no_model_and_data_no_task():
     for part, module in imports():
-        if part in ("callbacks", "data", "metrics", "losses", "schedules"):
+        if part in ("callbacks", "data", "evaluation", "losses", "schedules"):
             assert not module.startswith("litseq.models"), f"{part} imports {module}"
 
 

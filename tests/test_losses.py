@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from litseq.losses import token_loss
+from litseq import losses
+from litseq.losses import symmetric_kl, token_loss
 
 B, T, V = 2, 5, 23
 
@@ -55,7 +56,7 @@ def test_refuses_smoothing_out_of_range(logits, labels, value):
 def test_pieces_add_up(logits, labels, monkeypatch):
     whole = token_loss(logits, labels, label_smoothing=0.1)
     expected = torch.autograd.grad(whole.loss, logits)[0]
-    monkeypatch.setattr("litseq.losses._PIECE", 3 * V)  # ten rows in pieces of three
+    monkeypatch.setitem(losses._PIECE, False, 3 * V)  # ten rows in pieces of three
     pieces = token_loss(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(pieces, whole)
     torch.testing.assert_close(torch.autograd.grad(pieces.loss, logits)[0], expected)
@@ -65,3 +66,40 @@ def test_gradient_is_the_derivative(logits, labels):
     assert torch.autograd.gradcheck(
         lambda z: token_loss(z, labels, label_smoothing=0.1).loss, (logits,)
     )
+
+
+@pytest.fixture
+def other():
+    return torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+
+
+def _divergence(logits, other, labels):
+    """KL(p || q) + KL(q || p) by torch, over the labelled places."""
+    p, q = (x[labels != -100].log_softmax(-1) for x in (logits, other))
+    kl = F.kl_div(q, p, reduction="sum", log_target=True)
+    return kl + F.kl_div(p, q, reduction="sum", log_target=True)
+
+
+@pytest.mark.parametrize("piece", [3 * V, 1000 * V])  # ten rows in pieces of three, and at once
+def test_divergence_equals_torch(logits, other, labels, monkeypatch, piece):
+    monkeypatch.setitem(losses._PIECE, False, piece)
+    ours, expected = (f(logits, other, labels) for f in (symmetric_kl, _divergence))
+    torch.testing.assert_close(ours, expected)
+    for one, two in zip(
+        torch.autograd.grad(3 * ours, (logits, other)),
+        torch.autograd.grad(3 * expected, (logits, other)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+        assert (one[labels == -100] == 0).all()
+
+
+def test_equal_predictions_do_not_diverge(logits, labels):
+    assert symmetric_kl(logits, logits.clone(), labels) == 0
+
+
+def test_divergence_of_half_precision_is_summed_in_float32(labels):
+    logits, other = torch.randn(2, B, T, V, dtype=torch.bfloat16)
+    ours = symmetric_kl(logits, other, labels)
+    torch.testing.assert_close(ours, symmetric_kl(logits.float(), other.float(), labels))
+    assert ours.dtype == torch.float32

@@ -16,6 +16,7 @@ VARIANTS = [
     (RnnAttentionSeq2Seq, {"score": "dot", "bidirectional": False}),
     (RnnAttentionSeq2Seq, {"rnn_type": "lstm", "score": "general", "input_feeding": True}),
     (TransformerSeq2Seq, {"positions": "learned", "norm_first": True}),
+    (TransformerSeq2Seq, {"positions": "rotary"}),
 ]
 
 

@@ -116,6 +116,42 @@ def test_gradient_is_that_of_the_mean_token(family, tmp_path):
     torch.testing.assert_close(gradients(module), gradients(reference))
 
 
+def test_r_drop_of_a_network_without_dropout_changes_nothing(family, tmp_path):
+    found = []
+    for r_drop in (0.0, 5.0):
+        module = make(family, vocab_size=23, dropout=0.0, r_drop=r_drop)
+        run = trainer(
+            tmp_path, max_steps=1, precision="64-true", limit_val_batches=0, logger=False,
+            enable_checkpointing=False,
+        )  # fmt: skip
+        run.fit(module, Batches([batch([7, 3])]))
+        found.append((gradients(module), run.logged_metrics))
+    torch.testing.assert_close(*found)
+
+
+def test_r_drop_is_that_of_two_passes(family):
+    one = batch([7, 3])
+    torch.manual_seed(1)
+    module = make(family, vocab_size=23, dropout=0.5, r_drop=5.0).double()
+    torch.manual_seed(2)
+    loss, nll, num_tokens = module._loss_of_two(one, 5.0)
+    torch.manual_seed(2)  # the same draws of dropout, by hand
+    first, second = module(
+        **{name: torch.cat((value, value)) for name, value in one.items()}
+    ).chunk(2)
+    assert not first.equal(second)
+    kept = one["labels"] != -100
+    labels, p, q = one["labels"][kept], first[kept].log_softmax(-1), second[kept].log_softmax(-1)
+    losses = [
+        F.cross_entropy(x[kept], labels, label_smoothing=0.1, reduction="sum")
+        for x in (first, second)
+    ]
+    kl = [F.kl_div(a, b, reduction="sum", log_target=True) for a, b in ((p, q), (q, p))]
+    torch.testing.assert_close(loss, (sum(losses) + 5.0 / 2 * sum(kl)) / 2)  # the paper's, halved
+    assert num_tokens == kept.sum()
+    assert nll > 0
+
+
 def test_logged_values(family, tmp_path):
     one = batch([7, 3])
     module = make(family, vocab_size=23, dropout=0.0, lr=0.5)
@@ -184,6 +220,7 @@ def test_warm_up_longer_than_the_run_is_told(tmp_path, caplog):
     [
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'; choose among adam, adamw"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose among inverse_sqrt"),
+        ({"r_drop": -1.0}, "r_drop must be at least 0, got -1.0"),
         ({"label_smoothing": 1.5}, "label_smoothing must be at least 0 and below 1, got 1.5"),
     ],
 )

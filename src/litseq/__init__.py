@@ -30,9 +30,17 @@ if TYPE_CHECKING:
     from litseq.checkpoint_io import SafeCheckpointIO
     from litseq.data import TokenBucketLoader, TranslationDataModule, TranslationTokenizer
     from litseq.decoding import SearchOptions, beam_search, generate, greedy_search, sample_search
+    from litseq.evaluation import (
+        Comparison,
+        CorpusScores,
+        Evaluation,
+        comet_score,
+        compare,
+        corpus_scores,
+        legacy_bleu,
+    )
     from litseq.heatmaps import draw_attention
     from litseq.losses import token_loss
-    from litseq.metrics import corpus_scores
     from litseq.models import Rnn, RnnAttention, Seq2SeqModel, Transformer
     from litseq.schedules import scheduler
 
@@ -58,9 +66,17 @@ _HOMES = {
     "checkpoint_io": ("SafeCheckpointIO",),
     "data": ("TokenBucketLoader", "TranslationDataModule", "TranslationTokenizer"),
     "decoding": ("SearchOptions", "beam_search", "generate", "greedy_search", "sample_search"),
+    "evaluation": (
+        "Comparison",
+        "CorpusScores",
+        "Evaluation",
+        "comet_score",
+        "compare",
+        "corpus_scores",
+        "legacy_bleu",
+    ),
     "heatmaps": ("draw_attention",),
     "losses": ("token_loss",),
-    "metrics": ("corpus_scores",),
     "models": ("Rnn", "RnnAttention", "Seq2SeqModel", "Transformer"),
     "schedules": ("scheduler",),
 }
@@ -69,6 +85,9 @@ _HOME = {name: f"litseq.{home}" for home, names in _HOMES.items() for name in na
 __all__ = [
     "AttentionLogger",
     "BestCheckpoint",
+    "Comparison",
+    "CorpusScores",
+    "Evaluation",
     "ExponentialAverage",
     "MemoryCheck",
     "NonFiniteGuard",
@@ -93,10 +112,13 @@ __all__ = [
     "TranslationWriter",
     "beam_search",
     "capture_attention",
+    "comet_score",
+    "compare",
     "corpus_scores",
     "draw_attention",
     "generate",
     "greedy_search",
+    "legacy_bleu",
     "sample_search",
     "scheduler",
     "token_loss",

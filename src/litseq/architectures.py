@@ -141,7 +141,8 @@ class TransformerSeq2Seq(Seq2Seq):
         attention_dropout: Dropout on attention weights.
         activation_dropout: Dropout after the ReLU of the feed-forward sub-layers.
         norm_first: Layer norm before each sub-layer instead of after its residual.
-        positions: Sinusoids, a learned vector per position, or none.
+        positions: Sinusoids or a learned vector per position, added to the embeddings; rotary,
+            which turns the queries and keys of self-attention instead; or none.
         max_positions: Longest sequence for learned positions.
         cross_attention: Which decoder layers look at the encoder's output.
         scale_scores: Divides attention scores by sqrt(d_k).
@@ -163,7 +164,7 @@ class TransformerSeq2Seq(Seq2Seq):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         norm_first: bool = False,
-        positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal",
+        positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal",
         max_positions: int = 1024,
         cross_attention: Literal["every_layer", "last_layer"] = "every_layer",
         scale_scores: bool = True,

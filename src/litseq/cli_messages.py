@@ -36,6 +36,7 @@ _MAX_VALUES = 100_000  # of a configuration file; far more than a long one has
 COMMANDS = {
     "translate": ("litseq.translate", "translate text with a checkpoint"),
     "explain": ("litseq.explain.command", "show on one page how a translation came about"),
+    "compare": ("litseq.evaluation.command", "say whether one system is better than another"),
     "average": ("litseq.average", "average the weights of checkpoints into one"),
 }
 """Commands beside Lightning's own: name to module and help.

@@ -1,4 +1,4 @@
-"""Label-smoothed cross-entropy, summed over tokens."""
+"""Losses, summed over tokens: label-smoothed cross-entropy, and R-Drop's divergence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "TokenLoss", "check_label_smoothing", "token_loss"]
+__all__ = ["IGNORE", "TokenLoss", "check_label_smoothing", "symmetric_kl", "token_loss"]
 
 IGNORE = -100
 """The label of positions that count nothing, as in ``torch.nn.CrossEntropyLoss``."""
@@ -51,6 +51,25 @@ def token_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) 
         logits.flatten(0, -2), labels.flatten(), label_smoothing
     )
     return TokenLoss(loss, nll, (labels != IGNORE).sum())
+
+
+def symmetric_kl(logits: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+    """Sums KL(p || q) + KL(q || p) over every labelled token, in nats.
+
+    p and q are what the same model, with two draws of dropout, predicts for the same place: R-Drop
+    makes them agree.
+
+    Args:
+        logits: Of p, float (..., V); computed in float32 at least.
+        other: Of q, likewise.
+        labels: int64 (...); positions equal to -100 count nothing.
+
+    Source: Liang et al. (2021), https://arxiv.org/abs/2106.14448.
+    """
+    total: Tensor = _SymmetricKL.apply(  # type: ignore[no-untyped-call]
+        logits.flatten(0, -2), other.flatten(0, -2), labels.flatten()
+    )
+    return total
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
@@ -107,17 +126,60 @@ class _CrossEntropy(torch.autograd.Function):
         return grad, None, None
 
 
+class _SymmetricKL(torch.autograd.Function):
+    """Sums the divergences a few rows at a time, for the reason that ``_CrossEntropy`` does."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch keeps it opaque
+        logits: Tensor,
+        other: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
+        """Returns the sum, from logits (N, V) twice and labels (N,)."""
+        ctx.save_for_backward(logits, other, labels)
+        sums = []
+        for z, _, keep, w in _pieces(logits, labels, other):
+            p, q, log_ratio = _probs_and_log_ratio(z, w)
+            sums.append((((p - q) * log_ratio).sum(-1) * keep).sum())
+        return torch.stack(sums).sum()
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad_sum: Tensor,
+    ) -> tuple[Tensor, Tensor, None]:
+        """Returns p (log p/q - KL(p || q)) + p - q, and the same the other way round, (N, V)."""
+        logits, other, labels = ctx.saved_tensors
+        grads = torch.empty_like(logits), torch.empty_like(other)
+        for z, _, keep, w, grad_z, grad_w in _pieces(logits, labels, other, *grads):
+            p, q, log_ratio = _probs_and_log_ratio(z, w)
+            scale = (keep * grad_sum)[:, None].to(p.dtype)
+            kl_pq = (p * log_ratio).sum(-1, keepdim=True)
+            kl_qp = -(q * log_ratio).sum(-1, keepdim=True)
+            grad_z.copy_((p * (log_ratio - kl_pq) + p - q) * scale)
+            grad_w.copy_((q * (-log_ratio - kl_qp) + q - p) * scale)
+        return *grads, None
+
+
+def _probs_and_log_ratio(logits: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    log_p = logits.log_softmax(-1, dtype=_compute_dtype(logits))
+    log_q = other.log_softmax(-1, dtype=_compute_dtype(other))
+    return log_p.exp(), log_q.exp(), log_p - log_q
+
+
 def _pieces(logits: Tensor, labels: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Splits rows into pieces of a few megabytes: logits, labels to gather, which ones count."""
-    rows = max(1, _PIECE // logits.size(-1))
+    rows = max(1, _PIECE[logits.is_cuda] // logits.size(-1))
     keep = labels != IGNORE
     columns = labels.masked_fill(~keep, 0)[:, None]
     for start in range(0, len(labels), rows):
         yield tuple(tensor[start : start + rows] for tensor in (logits, columns, keep, *more))
 
 
-_PIECE = 2**22
-"""Elements of a piece; large enough to keep a GPU busy, small enough for a processor's cache."""
+_PIECE = {False: 2**22, True: 2**26}
+"""Elements of a piece, by whether they are on a GPU: few enough for a processor's cache; enough to
+keep a GPU busy while the next piece is on its way."""
 
 
 def _compute_dtype(logits: Tensor) -> torch.dtype:

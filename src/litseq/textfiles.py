@@ -86,19 +86,20 @@ def open_input(name: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_lines(file: BinaryIO, name: str) -> Iterator[str]:
+def read_lines(file: BinaryIO, name: str, *, keep_mark: bool = False) -> Iterator[str]:
     """Decodes line by line, so that an error names its line; only a line feed ends a line.
 
     Args:
         file: What ``open_input`` opened.
         name: Its name, for errors.
+        keep_mark: Whether a byte order mark at the start of the file is text.
 
     Raises:
         ValueError: If a line is not UTF-8.
     """
     for number, line in enumerate(file, 1):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode("utf-8-sig" if number == 1 and not keep_mark else "utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{'standard input' if name == '-' else name}, line {number}: byte "

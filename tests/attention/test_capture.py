@@ -26,6 +26,7 @@ def transformer(**options):
 MODELS = {
     "transformer": transformer,
     "pre-norm": lambda: transformer(norm_first=True),
+    "rotary": lambda: transformer(positions="rotary"),
     "ablated": lambda: transformer(scale_scores=False, cross_attention="last_layer"),
     "bahdanau": lambda: RnnAttention(V, **RECURRENT).eval(),
     "luong": lambda: RnnAttention(V, **RECURRENT, score="general").eval(),
@@ -116,8 +117,9 @@ def test_the_transformer_s_maps_have_names(src, padding, tgt):
             maps.find("cross", wrong)
 
 
-def test_weights_times_values_are_what_the_layer_used(src, padding, tgt):
-    model = transformer(norm_first=True)
+@pytest.mark.parametrize("options", [{"norm_first": True}, {"positions": "rotary"}], ids=str)
+def test_weights_times_values_are_what_the_layer_used(src, padding, tgt, options):
+    model = transformer(**options)
     used = {}
     for name, module in model.named_modules():
         if name.endswith(".product"):

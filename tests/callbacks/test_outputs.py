@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from litseq.callbacks import TranslationWriter, run_folder
 from litseq.callbacks.outputs import _merge, _part, _records, write_lines
-from litseq.metrics import Evaluation, corpus_scores
+from litseq.evaluation import Evaluation, corpus_scores, with_confidence
 from litseq.types import ScoredText, Translation
 
 SOURCES = ["one", "two\u2028lines", "three", "four", "five", "six\nlines", "seven"]
@@ -109,8 +109,16 @@ def test_evaluation_is_written_and_shown(tmp_path, capsys, method, split):
     assert lines(tmp_path / split / "hypotheses.txt") == hypotheses
 
     scores = json.loads((tmp_path / split / "scores.json").read_text("utf-8"))
-    expected = evaluation(split).scores
+    expected = evaluation(split)
+    if split == "test":
+        expected = with_confidence(expected)
+    expected = expected.scores
     assert scores["split"] == split
+    assert scores["tgt_lang"] is None
+    assert scores["confidence"] == {
+        name: dataclasses.asdict(interval) for name, interval in expected.confidence.items()
+    }
+    assert set(scores["confidence"]) == ({"bleu", "chrf"} if split == "test" else set())
     assert scores["checkpoint"] is None
     assert scores["num_sentences"] == 7
     assert scores["signatures"] == expected.signatures
@@ -120,6 +128,9 @@ def test_evaluation_is_written_and_shown(tmp_path, capsys, method, split):
     shown = capsys.readouterr().out
     assert f"{split}: 7 sentences" in shown
     assert f"{expected.chrf:.2f}" in shown
+    assert ("95 % interval" in shown) == (split == "test")
+    for interval in expected.confidence.values():
+        assert f"{interval.low:.2f} to {interval.high:.2f}" in shown
     # neither a signature nor a path is ever broken
     assert f"BLEU|{expected.signatures['bleu']}\n" in shown
     assert f"TER|{expected.signatures['ter']}\n" in shown
@@ -216,10 +227,10 @@ def test_module_without_evaluation_is_told_once(tmp_path, caplog, capsys):
         trainer.fit(Plain(), loader(), loader())
         trainer.test(Plain(), loader(), verbose=False)
     assert [r.message for r in caplog.records if r.name.startswith("litseq")] == [
-        "TranslationWriter writes no val/: Plain has no litseq.metrics.Evaluation of split 'val' "
-        "as `evaluation`; set it in on_validation_epoch_end.",
-        "TranslationWriter writes no test/: Plain has no litseq.metrics.Evaluation of split 'test' "
-        "as `evaluation`; set it in on_test_epoch_end.",
+        "TranslationWriter writes no val/: Plain has no litseq.evaluation.Evaluation of split "
+        "'val' as `evaluation`; set it in on_validation_epoch_end.",
+        "TranslationWriter writes no test/: Plain has no litseq.evaluation.Evaluation of split "
+        "'test' as `evaluation`; set it in on_test_epoch_end.",
     ]
     assert files(tmp_path) == set()
     assert f"run folder: {tmp_path}\n" in capsys.readouterr().out  # that needs no translations
@@ -239,7 +250,7 @@ def test_evaluation_of_the_other_split_is_not_taken(tmp_path, caplog):
         evaluation = evaluation("val")
 
     quiet_trainer(tmp_path, TranslationWriter()).test(Stale(), loader(), verbose=False)
-    assert "Stale has no litseq.metrics.Evaluation of split 'test'" in caplog.text
+    assert "Stale has no litseq.evaluation.Evaluation of split 'test'" in caplog.text
     assert files(tmp_path) == set()
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch.utils.data import DataLoader
 
 from litseq.callbacks import TranslationSamples
-from litseq.metrics import Evaluation, corpus_scores, sentence_chrf
+from litseq.evaluation import Evaluation, corpus_scores, sentence_chrf
 from litseq.types import ScoredText, Translation
 
 NUM_EXAMPLES = 10
@@ -189,8 +189,8 @@ def test_module_without_evaluation_is_told_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="litseq"):
         fit(tmp_path, TranslationSamples(), model=Plain(), max_epochs=3)
     assert [r.message for r in caplog.records if r.name.startswith("litseq")] == [
-        "TranslationSamples shows nothing: Plain has no litseq.metrics.Evaluation as `evaluation`; "
-        "set it in on_validation_epoch_end."
+        "TranslationSamples shows nothing: Plain has no litseq.evaluation.Evaluation as "
+        "`evaluation`; set it in on_validation_epoch_end."
     ]
     assert not (tmp_path / "samples.tsv").exists()
 

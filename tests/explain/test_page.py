@@ -621,6 +621,7 @@ def test_ablated_transformer_is_explained_as_it_is(opened):
     )
     page = opened(record)
     assert "no position codes" in page.locator("#positions").inner_text()
+    assert "Nothing is added" in page.locator("#positions").inner_text()
     assert (
         "2 of the decoder layers never look at the source (layer 1, 2)"
         in page.locator("#memory .bad").inner_text()
@@ -633,6 +634,37 @@ def test_ablated_transformer_is_explained_as_it_is(opened):
     for before, after in zip(undivided, divided, strict=True):
         assert len(after) == len(before) + 1
         assert after[1] == pytest.approx(before[0] / 2)  # d_k is 4
+
+
+@needs_chromium
+def test_rotary_positions_are_said_to_turn_and_not_to_be_added(opened):
+    record = record_of(TransformerSeq2Seq, d_model=12, num_heads=3, positions="rotary", **TINY)
+    page = opened(record)
+    said = page.locator("#positions").inner_text()
+    assert "adds nothing to the embeddings" in said
+    assert "Nothing is added to it" in said
+    assert "position code" not in said.partition("\n")[2]  # the title aside
+    for position, pair in ((0, 0), (1, 1), (3, 1)):
+        page.locator("#positions select").select_option(str(position))
+        page.locator("#positions input[type=range]").fill(str(pair))
+        power, angle, sine, cosine = numbers(page.locator("#positions .data-line"))
+        assert power == pytest.approx(10000 ** (2 * pair / 4))  # d_k is 4
+        assert angle == pytest.approx(position / power)
+        assert (sine, cosine) == pytest.approx((math.sin(angle), math.cos(angle)))
+        own = page.locator("#positions .worked .good")
+        assert own.count() == (position < 2)
+        if own.count():
+            assert numbers(own) == pytest.approx([sine, cosine], abs=1e-6)
+    said = page.locator("#positions .worked").inner_text()  # of position 3, pair 1
+    assert "a × 1.000 − b × 0.030 and a × 0.030 + b × 1.000" in said
+    page.locator("#positions input[type=range]").fill("0")
+    said = page.locator("#positions .worked").inner_text()
+    assert "a × (−0.990) − b × 0.141 and a × 0.141 + b × (−0.990)" in said
+    cells = page.locator("#positions table.sum tbody tr")
+    raw, scaled = (np.array(numbers(cells.nth(row))) for row in range(2))
+    assert cells.count() == 2
+    np.testing.assert_allclose(raw * math.sqrt(12), scaled, rtol=1e-6)
+    assert page.locator("#head .good").count() == 2  # the page computes what the model did
 
 
 @needs_chromium

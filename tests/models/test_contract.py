@@ -23,6 +23,10 @@ MODELS = {
         V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3,
         dim_feedforward=20, norm_first=True, positions="learned",
     ),
+    "rotary transformer": lambda: Transformer(
+        V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3,
+        dim_feedforward=20, positions="rotary", max_positions=4,  # shorter than the sequences
+    ),
     "ablated transformer": lambda: Transformer(
         V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3,
         dim_feedforward=20, positions="none", cross_attention="last_layer", scale_scores=False,

@@ -117,8 +117,9 @@ def test_parameter_count_of_the_paper(sizes, millions):
     assert count == 37000 * d_model + encoder + decoder + 37000
 
 
-def test_any_length_is_welcome():
-    model = Transformer(V, **SIZES).eval()
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_any_length_is_welcome(positions):
+    model = Transformer(V, positions=positions, **SIZES).eval()
     src = torch.randint(1, V, (1, 1030))
     logits = model(src, torch.zeros_like(src, dtype=torch.bool), src[:, :2])
     assert logits.isfinite().all()
@@ -139,6 +140,88 @@ def test_without_positions_the_encoder_sees_a_bag_of_tokens(src):
     nothing = torch.zeros(B, S, dtype=torch.bool)
     shuffled = model.encode(src[:, order], nothing).output
     torch.testing.assert_close(shuffled, model.encode(src, nothing).output[:, order])
+
+
+@pytest.fixture
+def rotary():
+    torch.manual_seed(0)
+    # its table is shorter than the source
+    model = Transformer(V, positions="rotary", max_positions=6, **SIZES).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def rotated(x):
+    """The paper's rotation of float (B, H, T, d_k), once more, in complex numbers."""
+    count, width = x.shape[-2:]
+    angle = torch.arange(count)[:, None] / 10000 ** (torch.arange(0, width, 2).double() / width)
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.exp(1j * angle)
+    return torch.view_as_real(turned).flatten(-2)
+
+
+def test_rotary_positions_turn_queries_and_keys_of_self_attention_alone(rotary, src, padding, tgt):
+    made, used, embedded = {}, {}, []
+    for name, module in rotary.named_modules():
+        if name.endswith("_attn"):
+            made[name] = []
+            project = module._project
+            module._project = lambda *args, project=project, seen=made[name]: (
+                seen.extend(found := project(*args)) or found
+            )
+            module.product.register_forward_pre_hook(
+                lambda _, args, name=name: used.update({name: args})
+            )
+    rotary.dropout.register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
+    rotary(src, padding, tgt)
+    assert len(used) == 2 + 2 * 3
+    for name, (q, k, v) in used.items():
+        if "self_attn" in name:
+            before = made[name]
+            expected = (rotated(before[0]), rotated(before[1]), before[2])
+        else:  # keys and values are made before queries
+            expected = (made[name][2], *made[name][:2])
+        for found, tensor in zip((q, k, v), expected, strict=True):
+            torch.testing.assert_close(found, tensor, atol=1e-6, rtol=0)
+    for x, ids in zip(embedded, (src, tgt), strict=True):
+        torch.testing.assert_close(x, rotary.src_embedding(ids) * math.sqrt(D), rtol=0, atol=0)
+
+
+def test_rotated_keys_are_kept(rotary, src, padding, tgt):
+    keys = []
+    for layer in rotary.decoder_layers:
+        layer.self_attn.product.register_forward_pre_hook(lambda _, args: keys.append(args[1]))
+    memory = rotary.encode(src, padding)
+    rotary.decode(tgt, memory)
+    state = rotary.init_state(memory)
+    for t in range(T):
+        _, state = rotary.step(tgt[:, t], state)
+    for (kept, _), expected in zip(state.past, keys, strict=False):
+        torch.testing.assert_close(kept, expected)
+
+
+def test_a_common_shift_of_rotary_positions_changes_nothing(rotary, src, padding):
+    expected = rotary.encode(src, padding).output
+    at_zero = rotary.rotary.forward
+    rotary.rotary.forward = lambda length, *, start=0: at_zero(length, start=start + 100)
+    torch.testing.assert_close(rotary.encode(src, padding).output, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(rotary.encode(src.flip(1), padding).output.flip(1), expected)
+
+
+def test_a_rotary_model_is_loaded_without_its_table(rotary, src, padding, tgt):
+    plain = Transformer(V, positions="none", **SIZES)
+    assert rotary.state_dict().keys() == plain.state_dict().keys()
+    other = Transformer(V, positions="rotary", **SIZES).double().eval()
+    other.load_state_dict(rotary.state_dict())
+    torch.testing.assert_close(other(src, padding, tgt), rotary(src, padding, tgt), rtol=0, atol=0)
+
+
+def test_a_compiled_rotary_model_computes_the_same(rotary, src, padding, tgt):
+    # aot_eager traces both passes as inductor does, and needs no compiler of C++
+    compiled = torch.compile(rotary, backend="aot_eager", fullgraph=True)
+    for length in (S, 5):  # beyond the table, and within
+        args = src[:, :length], padding[:, :length], tgt[:, : length - 2]
+        torch.testing.assert_close(compiled(*args), rotary(*args))
 
 
 def test_the_last_layer_alone_can_look_at_the_source(src, padding, tgt):
@@ -170,8 +253,12 @@ def test_sharing_needs_one_vocabulary():
     ("options", "message"),
     [
         (
-            {"positions": "rotary"},
-            "positions must be one of sinusoidal, learned, none, got 'rotary'",
+            {"positions": "relative"},
+            "positions must be one of sinusoidal, learned, rotary, none, got 'relative'",
+        ),
+        (
+            {"positions": "rotary", "num_heads": 4},
+            r"must be even for rotary positions, got 3; choose num_heads so that it is even",
         ),
         ({"cross_attention": "first"}, "cross_attention must be one of every_layer, last_layer"),
         ({"dropout": -0.1}, r"^dropout must be in \[0, 1\), got -0.1; 0 switches it off"),
@@ -181,11 +268,12 @@ def test_sharing_needs_one_vocabulary():
 )
 def test_refuses_what_it_does_not_know(options, message):
     with pytest.raises(ValueError, match=message):
-        Transformer(V, **SIZES, **options)
+        Transformer(V, **{**SIZES, **options})
 
 
-def test_the_cache_is_of_one_dtype_under_autocast(src, padding, tgt):
-    model = Transformer(V, **SIZES).eval()
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_the_cache_is_of_one_dtype_under_autocast(src, padding, tgt, positions):
+    model = Transformer(V, positions=positions, **SIZES).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         state = model.init_state(model.encode(src, padding))
         for t in range(2):

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from litseq.metrics import Evaluation
+from litseq.evaluation import Evaluation, with_confidence
 from litseq.textfiles import one_line, whole_file
 from litseq.types import Translation
 
@@ -71,10 +71,10 @@ class TranslationWriter(Callback):
     """Writes translations and scores beside the run, and says at its end where they lie.
 
     ``test`` leaves ``test/``: ``hypotheses.txt``, ``references.txt``, ``sources.txt`` (one line for
-    each example, by id) and ``scores.json``. Each validation leaves the same in ``val/``, in place
-    of the one before. Both come from the module's ``evaluation`` (``litseq.metrics.Evaluation``),
-    set on rank zero in ``on_test_epoch_end`` or ``on_validation_epoch_end``; None there means
-    nothing this time.
+    each example, by id) and ``scores.json``, with 95 % confidence intervals of BLEU and chrF. Each
+    validation leaves the same in ``val/``, in place of the one before, without intervals. Both come
+    from the module's ``evaluation`` (``litseq.evaluation.Evaluation``), set on rank zero in
+    ``on_test_epoch_end`` or ``on_validation_epoch_end``; None there means nothing this time.
 
     ``predict`` leaves ``predictions.txt`` and ``predictions.jsonl`` (and ``predictions.align``,
     word alignments, if every prediction has one), by id, for any module whose
@@ -149,7 +149,8 @@ class TranslationWriter(Callback):
             hook = {"val": "on_validation_epoch_end", "test": "on_test_epoch_end"}[split]
             self._say_once(
                 f"TranslationWriter writes no {split}/: {type(pl_module).__name__} has no "
-                f"litseq.metrics.Evaluation of split {split!r} as `evaluation`; set it in {hook}."
+                f"litseq.evaluation.Evaluation of split {split!r} as `evaluation`; set it in "
+                f"{hook}."
             )
             return
         fitting = trainer.state.fn == "fit"
@@ -160,11 +161,13 @@ class TranslationWriter(Callback):
         )
         folder = self._out / split
         rows = evaluation.translations
-        scores = {"split": split, **dataclasses.asdict(evaluation.scores), **origin}
         (folder / "scores.json").unlink(missing_ok=True)  # never beside texts of another time
         write_lines(folder / "sources.txt", (one_line(row.source) for row in rows))
         write_lines(folder / "references.txt", (one_line(row.reference or "") for row in rows))
         write_lines(folder / "hypotheses.txt", (one_line(row.text) for row in rows))
+        if split == "test":
+            evaluation = with_confidence(evaluation)
+        scores = {"split": split, **dataclasses.asdict(evaluation.scores), **origin}
         write_lines(folder / "scores.json", [json.dumps(scores, ensure_ascii=False, indent=2)])
         if not fitting:
             names = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
@@ -326,18 +329,22 @@ def _score_table(evaluation: Evaluation) -> Table:
         title=f"{evaluation.split}: {scores.num_sentences} sentences",
         title_justify="left",
         box=box.SIMPLE,
-        show_header=False,
+        show_header=bool(scores.confidence),
     )
     table.add_column()
-    table.add_column(justify="right")
-    for name, value in (
-        ("BLEU", scores.bleu),
-        ("chrF2", scores.chrf),
-        ("TER (lower is better)", scores.ter),
-        ("exact match, %", scores.exact_match),
+    table.add_column("score", justify="right")
+    if scores.confidence:
+        table.add_column("95 % interval", justify="right")
+    for name, key, value in (
+        ("BLEU", "bleu", scores.bleu),
+        ("chrF2", "chrf", scores.chrf),
+        ("TER (lower is better)", "ter", scores.ter),
+        ("exact match, %", "", scores.exact_match),
     ):
         if value is not None:
-            table.add_row(name, f"{value:.2f}")
+            interval = scores.confidence.get(key)
+            text = f"{interval.low:.2f} to {interval.high:.2f}" if interval else ""
+            table.add_row(name, f"{value:.2f}", *([text] if scores.confidence else []))
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from litseq.callbacks.outputs import run_folder, write_lines
-from litseq.metrics import Evaluation, sentence_chrf
+from litseq.evaluation import Evaluation, sentence_chrf
 from litseq.textfiles import printable
 from litseq.types import Translation
 
@@ -32,7 +32,7 @@ class TranslationSamples(Callback):
     characters and backslashes are escaped, and an apostrophe stands before a text that a
     spreadsheet would take for a formula.
 
-    Reads the module's ``evaluation`` (``litseq.metrics.Evaluation``), set on rank zero in
+    Reads the module's ``evaluation`` (``litseq.evaluation.Evaluation``), set on rank zero in
     ``on_validation_epoch_end``; a module without it trains as ever, and one line says so.
 
     Args:
@@ -75,7 +75,7 @@ class TranslationSamples(Callback):
         if not isinstance(evaluation, Evaluation):
             self._disabled = True
             _log.warning(
-                "TranslationSamples shows nothing: %s has no litseq.metrics.Evaluation as "
+                "TranslationSamples shows nothing: %s has no litseq.evaluation.Evaluation as "
                 "`evaluation`; set it in on_validation_epoch_end.",
                 type(pl_module).__name__,
             )

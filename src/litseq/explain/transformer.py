@@ -206,10 +206,12 @@ class TransformerExplainer:
             yield places[kind, layer], head
 
     def _positions(self, seen: Forward) -> Json:
-        kind = _POSITIONS[type(self._network.positions)]
+        rotary = self._network.rotary
+        kind = "rotary" if rotary else _POSITIONS[type(self._network.positions)]
         # two are enough to compare a formula with
-        count = min(2 if kind == "sinusoidal" else 8, seen.src.size(1))
-        return {"kind": kind, "src": array(self._codes(count))}
+        count = min(2 if kind in ("sinusoidal", "rotary") else 8, seen.src.size(1))
+        # sines and cosines of the width of a head, if they turn; else of the width of embeddings
+        return {"kind": kind, "src": array(rotary(count) if rotary else self._codes(count))}
 
     def _codes(self, count: int) -> Tensor:
         """Asks the module itself: zeros in, codes out, float (count, D)."""

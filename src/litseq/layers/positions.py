@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LearnedPositions", "NoPositions", "SinusoidalPositions", "sinusoids"]
+__all__ = [
+    "LearnedPositions",
+    "NoPositions",
+    "RotaryPositions",
+    "SinusoidalPositions",
+    "rotate",
+    "sinusoids",
+]
 
 
 def sinusoids(num_positions: int, d_model: int) -> Tensor:
@@ -43,14 +50,8 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1).float()
 
 
-class SinusoidalPositions(nn.Module):
-    """Adds the paper's sinusoids; any length is welcome.
-
-    Args:
-        d_model: Width of the embeddings; even.
-        max_positions: Length of the table that is kept; longer sequences are computed when they
-            come.
-    """
+class _Sinusoids(nn.Module):
+    """Keeps the sinusoids of the first ``max_positions`` positions, computes those beyond."""
 
     table: Tensor
 
@@ -60,12 +61,25 @@ class SinusoidalPositions(nn.Module):
         table = sinusoids(max_positions, d_model).to(torch.get_default_device())
         self.register_buffer("table", table, persistent=False)
 
+    def codes(self, start: int, end: int) -> Tensor:
+        """The codes of positions start, start + 1, ..., end - 1, float (T, D)."""
+        if end <= self.table.size(0):
+            return self.table[start:end]
+        return sinusoids(end, self.table.size(1))[start:].to(self.table)
+
+
+class SinusoidalPositions(_Sinusoids):
+    """Adds the paper's sinusoids; any length is welcome.
+
+    Args:
+        d_model: Width of the embeddings; even.
+        max_positions: Length of the table that is kept; longer sequences are computed when they
+            come.
+    """
+
     def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
         """Adds the codes of positions start, start + 1, ... to x, float (B, T, D)."""
-        end = start + x.size(1)
-        if end <= self.table.size(0):
-            return x + self.table[start:end].to(x.dtype)
-        return x + sinusoids(end, x.size(2))[start:].to(x)
+        return x + self.codes(start, start + x.size(1)).to(x.dtype)
 
 
 class LearnedPositions(nn.Module):
@@ -97,9 +111,10 @@ class LearnedPositions(nn.Module):
 
 
 class NoPositions(nn.Module):
-    """Adds nothing: an encoder that sees a bag of tokens, for comparison.
+    """Adds nothing: positions come in elsewhere, as rotations, or not at all, for comparison.
 
-    The decoder's causal mask still tells it a little of the order.
+    Without any, the encoder sees a bag of tokens; the decoder's causal mask still tells it a little
+    of the order.
     """
 
     def __init__(self, d_model: int, *, max_positions: int = 1024) -> None:
@@ -108,3 +123,53 @@ class NoPositions(nn.Module):
     def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
         """Returns x, float (B, T, D)."""
         return x
+
+
+class RotaryPositions(_Sinusoids):
+    """Turns queries and keys instead of adding to the embeddings; any length is welcome.
+
+    Each pair of dimensions of a head is a point in a plane. At position pos, pair i turns by the
+    angle pos / 10000^(2 i / head_dim), whose sine and cosine are the sinusoids of width head_dim.
+    The product of a query and a key then depends on what they hold and on their distance, and on
+    nothing else: both turned by the same angle, it stays as it is. Values are not turned.
+
+    Args:
+        head_dim: Width of a head; even.
+        max_positions: Length of the table that is kept; longer sequences are computed when they
+            come.
+
+    Raises:
+        ValueError: If ``head_dim`` is odd.
+
+    Source: Su et al. (2021), section 3.2, https://arxiv.org/abs/2104.09864.
+    """
+
+    def __init__(self, head_dim: int, *, max_positions: int = 1024) -> None:
+        if head_dim % 2:
+            raise ValueError(
+                f"head_dim, which is d_model / num_heads, must be even for rotary positions, got "
+                f"{head_dim}; choose num_heads so that it is even."
+            )
+        super().__init__(head_dim, max_positions=max_positions)
+
+    def forward(self, length: int, *, start: int = 0) -> Tensor:
+        """Looks up what ``rotate`` takes, float (T, d_k): positions start, start + 1, ..."""
+        return self.codes(start, start + length)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turns every pair (2 i, 2 i + 1) of dimensions by the angle of its position.
+
+    Args:
+        x: Queries or keys, float (B, H, T, d_k).
+        rotation: Sines and cosines of the angles, interleaved, float (T, d_k).
+
+    Returns:
+        float (B, H, T, d_k), of the dtype of x; every pair is as long as before.
+
+    Source: Su et al. (2021), equation 34.
+    """
+    even, odd = x[..., ::2], x[..., 1::2]  # each (B, H, T, d_k / 2)
+    sin, cos = rotation[:, ::2], rotation[:, 1::2]  # each (T, d_k / 2)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

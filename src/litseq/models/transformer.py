@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from litseq.layers.masks import padding_to_attention_mask
 from litseq.layers.multihead import MultiheadAttention
-from litseq.layers.positions import LearnedPositions, NoPositions, SinusoidalPositions
+from litseq.layers.positions import (
+    LearnedPositions,
+    NoPositions,
+    RotaryPositions,
+    SinusoidalPositions,
+)
 from litseq.layers.sizes import check_dropouts, check_sizes
 from litseq.models.base import Seq2SeqModel
 from litseq.types import AttentionKind, DecoderState, Memory
@@ -21,7 +26,7 @@ from litseq.types import AttentionKind, DecoderState, Memory
 __all__ = ["Transformer", "TransformerState"]
 
 CrossAttention = Literal["every_layer", "last_layer"]
-Positions = Literal["sinusoidal", "learned", "none"]
+Positions = Literal["sinusoidal", "learned", "rotary", "none"]
 KeysValues = tuple[Tensor, Tensor]
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -96,11 +101,17 @@ class EncoderLayer(nn.Module):
         self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
 
-    def forward(self, x: Tensor, attn_mask: Tensor) -> Tensor:
-        """Maps float (B, S, D) to float (B, S, D); ``attn_mask`` bool (B, 1, 1, S)."""
+    def forward(self, x: Tensor, attn_mask: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Maps float (B, S, D) to float (B, S, D).
+
+        Args:
+            x: float (B, S, D).
+            attn_mask: bool (B, 1, 1, S); True = may attend.
+            rotation: Rotary positions of x, float (S, d_k).
+        """
 
         def self_attention(x: Tensor) -> Tensor:
-            q, k, v = self.self_attn.queries_keys_values(x)
+            q, k, v = self.self_attn.queries_keys_values(x, rotation)
             return self.self_attn.attend(q, k, v, attn_mask=attn_mask)
 
         x = self.self_attn_residual(x, self_attention)
@@ -156,6 +167,7 @@ class DecoderLayer(nn.Module):
         memory_keys_values: KeysValues | None,
         memory_mask: Tensor,
         past: KeysValues | None = None,
+        rotation: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Decodes a whole target at once, or one more token after ``past``.
 
@@ -165,15 +177,16 @@ class DecoderLayer(nn.Module):
                 S, d_k).
             memory_mask: bool (B, 1, 1, S); True = may attend.
             past: Keys and values of the tokens before x, each float (B, H, t, d_k).
+            rotation: Rotary positions of x, float (T, d_k).
 
         Returns:
-            float (B, T, D), and the keys and values of all tokens so far.
+            float (B, T, D), and the keys and values of all tokens so far, the keys turned already.
         """
         seen: KeysValues
 
         def self_attention(x: Tensor) -> Tensor:
             nonlocal seen
-            q, k, v = self.self_attn.queries_keys_values(x)
+            q, k, v = self.self_attn.queries_keys_values(x, rotation)
             if past is None:
                 seen = k, v
                 return self.self_attn.attend(q, k, v, is_causal=True)
@@ -234,8 +247,9 @@ class Transformer(Seq2SeqModel):
         attention_dropout: Dropout on attention weights.
         activation_dropout: Dropout after the ReLU of the feed-forward sub-layers.
         norm_first: Layer norm before each sub-layer instead of after its residual.
-        positions: Sinusoids, a learned vector per position, or none, which leaves the encoder a bag
-            of tokens.
+        positions: Sinusoids or a learned vector per position, added to the embeddings; rotary,
+            which turns the queries and keys of self-attention instead (Su et al. 2021,
+            https://arxiv.org/abs/2104.09864); or none, which leaves the encoder a bag of tokens.
         max_positions: Longest sequence for learned positions.
         cross_attention: Which decoder layers look at the encoder's output: each, or the last alone,
             which shows what the others lose.
@@ -334,6 +348,12 @@ class Transformer(Seq2SeqModel):
                 for number in range(1, num_decoder_layers + 1)
             ],
         )
+        # one table for all layers; cross-attention has no distances to speak of
+        self.rotary = (
+            RotaryPositions(d_model // num_heads, max_positions=max_positions)
+            if positions == "rotary"
+            else None
+        )
         # post-norm stacks end with a norm already
         self.encoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
@@ -349,12 +369,16 @@ class Transformer(Seq2SeqModel):
         embedded: Tensor = self.dropout(self.positions(x, start=start))
         return embedded
 
+    def _rotation(self, length: int, *, start: int = 0) -> Tensor | None:
+        return None if self.rotary is None else self.rotary(length, start=start)  # (T, d_k)
+
     def encode(self, src: Tensor, src_key_padding_mask: Tensor) -> Memory:
         """Runs the encoder stack; see ``Seq2SeqModel.encode``."""
         x = self._embed(self.src_embedding, src)
         attn_mask = padding_to_attention_mask(src_key_padding_mask)
+        rotation = self._rotation(src.size(1))
         for layer in self.encoder_layers:
-            x = layer(x, attn_mask)
+            x = layer(x, attn_mask, rotation)
         return Memory(output=self.encoder_norm(x), key_padding_mask=src_key_padding_mask)
 
     def init_state(self, memory: Memory) -> TransformerState:
@@ -373,8 +397,9 @@ class Transformer(Seq2SeqModel):
         """Runs the decoder stack over a whole target; see ``Seq2SeqModel.decode``."""
         x = self._embed(self.tgt_embedding, tgt_in)
         memory_mask = padding_to_attention_mask(memory.key_padding_mask)
+        rotation = self._rotation(tgt_in.size(1))
         for layer in self.decoder_layers:
-            x, _ = layer(x, layer.keys_values(memory.output), memory_mask)
+            x, _ = layer(x, layer.keys_values(memory.output), memory_mask, rotation=rotation)
         logits: Tensor = self.output(self.decoder_norm(x))
         return logits
 
@@ -382,11 +407,12 @@ class Transformer(Seq2SeqModel):
         """Runs the decoder stack for one token; see ``Seq2SeqModel.step``."""
         assert isinstance(state, TransformerState)
         x = self._embed(self.tgt_embedding, token[:, None], start=state.position)  # (B, 1, D)
+        rotation = self._rotation(1, start=state.position)
         past = []
         for layer, source, before in zip(
             self.decoder_layers, state.memory_keys_values, state.past, strict=True
         ):
-            x, seen = layer(x, source, state.memory_mask, before)
+            x, seen = layer(x, source, state.memory_mask, before, rotation)
             past.append(seen)
         logits: Tensor = self.output(self.decoder_norm(x[:, 0]))
         return logits, replace(state, past=tuple(past), position=state.position + 1)
@@ -397,6 +423,7 @@ _POSITIONS: dict[
 ] = {
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,
+    "rotary": NoPositions,  # they come in where queries and keys are made
     "none": NoPositions,
 }
 

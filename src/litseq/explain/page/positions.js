@@ -7,12 +7,16 @@ const codeOf = (position, dModel) =>
   });
 
 parts.positions = function drawPositions(sentence) {
-  const { positions, d_model: dModel } = sentence.detail;
+  const { positions } = sentence.detail;
   if (positions.kind === "none") return [note("positions.none"), drawSum(sentence)];
   const tokens = sentence.src.tokens.slice(0, MOST_DRAWN);
   const own = rowsOf(positions.src);
-  const sinusoidal = positions.kind === "sinusoidal";
+  const rotary = positions.kind === "rotary";
+  const sinusoidal = rotary || positions.kind === "sinusoidal";
+  // what turns is a head's query or key; what is added to is an embedding
+  const dModel = rotary ? sentence.detail.d_k : sentence.detail.d_model;
   const codes = sinusoidal ? tokens.map((_, position) => codeOf(position, dModel)) : own;
+  const title = rotary ? "positions.angles" : "positions.picture";
   const labels = codes.map((_, i) => `${i} \u00b7 ${clip(visible(tokens[i] ?? ""), 9)}`);
   const cell = state.cell;
   cell.position = clamp(cell.position, 0, codes.length - 1);
@@ -67,12 +71,13 @@ parts.positions = function drawPositions(sentence) {
       update();
     }));
     worked.replaceChildren(
-      ...(sinusoidal ? workOut(cell, dModel, own, codes) : [note("positions.learned")]),
+      ...(sinusoidal ? workOut(cell, dModel, own, codes, rotary) : [note("positions.learned")]),
     );
   }
   update();
   return [
-    subheading("positions.picture"),
+    paragraph(rotary ? "positions.turned" : "positions.added", { size: String(dModel) }),
+    subheading(title),
     paragraph(
       sinusoidal ? "positions.picture_text" : "positions.learned_text",
       { count: String(codes.length), size: String(dModel) },
@@ -91,7 +96,7 @@ parts.positions = function drawPositions(sentence) {
     ) : null,
     legend(format(-most, 1), format(most, 1), tell("common.scale"), true),
     details(tell("common.as_table"), () => table({
-      caption: tell("positions.picture"),
+      caption: tell(title),
       className: "compact",
       head: [tell("positions.dimension"), ...labels],
       rows: range(dModel).map((d) => [String(d), ...codes.map((code) => number(code[d], 3))]),
@@ -104,24 +109,32 @@ parts.positions = function drawPositions(sentence) {
     ),
     worked,
     subheading("positions.distance"),
-    paragraph(sinusoidal ? "positions.distance_text" : "positions.distance_learned"),
+    paragraph(
+      {
+        sinusoidal: "positions.distance_text",
+        learned: "positions.distance_learned",
+        rotary: "positions.distance_rotary",
+      }[positions.kind],
+    ),
     drawProducts(codes, labels, sinusoidal),
     drawSum(sentence),
   ];
 };
 
-function workOut({ position, pair }, dModel, own, codes) {
+function workOut({ position, pair }, dModel, own, codes, rotary) {
   const power = 10000 ** ((2 * pair) / dModel);
   const angle = position / power;
   const exponent = (top, size = mn(String(dModel))) =>
     sup(mn("10000"), mrow(top, mo("/"), size));
   const symbol = (name, index) => [
-    sub(mi("PE"), mrow(mi("pos"), mo(","), index)), mo("="),
+    ...(rotary ? [] : [sub(mi("PE"), mrow(mi("pos"), mo(","), index)), mo("=")]),
     mi(name), mo("("), frac(mi("pos"), exponent(mrow(mn("2"), mi("i")), mi("d"))), mo(")"),
   ];
   const twice = () => mrow(mn("2"), mi("i"));
   const line = (name, index, result) => formula(
-    sub(mi("PE"), mrow(mn(String(position)), mo(","), mn(String(index)))), mo("="),
+    ...(rotary
+      ? []
+      : [sub(mi("PE"), mrow(mn(String(position)), mo(","), mn(String(index)))), mo("=")]),
     mi(name), mo("("), frac(mn(String(position)), exponent(mn(String(2 * pair)))), mo(")"), mo("="),
     mi(name), mo("("), frac(mn(String(position)), mv(power, 4)), mo(")"), mo("="),
     mi(name), mo("("), mv(angle, 4), mo(")"), mo("="), mv(result, 4),
@@ -136,7 +149,7 @@ function workOut({ position, pair }, dModel, own, codes) {
   const fine = range(12 * (steps.length - 1) + 1).map((i) => i / 12);
   return [
     subheading("positions.rule"),
-    paragraph("positions.rule_text", { size: String(dModel) }),
+    paragraph(rotary ? "positions.rule_rotary" : "positions.rule_text", { size: String(dModel) }),
     formula(...symbol("sin", twice())),
     formula(...symbol("cos", mrow(twice(), mo("+"), mn("1")))),
     paragraph("positions.rule_here", { position: String(position), i: String(pair) }),
@@ -149,6 +162,15 @@ function workOut({ position, pair }, dModel, own, codes) {
       ), cosine: number(Math.cos(angle), 4),
     })),
     ...[compared].filter(Boolean),
+    ...(rotary
+      ? [paragraph("positions.turn", {
+        even: String(2 * pair),
+        odd: String(2 * pair + 1),
+        // as text: each stands in two places, and an element only in one
+        sine: factor(Math.sin(angle)),
+        cosine: factor(Math.cos(angle)),
+      })]
+      : []),
     h("div", { class: "pictures" },
       h("figure", {},
         chart({
@@ -244,11 +266,12 @@ function drawSum(sentence) {
   const raw = scaled.map((x) => x / embedding.factor);
   const most = largestSize([...scaled, ...code, ...total]);
   const name = token(sentence.src.tokens[embedding.token]);
+  const added = ["sinusoidal", "learned"].includes(positions.kind);
+  const title = added ? "positions.add" : "positions.scale";
   const lines = [
     ["positions.embedding", raw],
     ["positions.scaled", scaled],
-    ...(positions.kind === "none" ? [] : [["positions.code", code]]),
-    ["positions.sum", total],
+    ...(added ? [["positions.code", code], ["positions.sum", total]] : []),
   ];
   const vars = {
     size: String(dModel),
@@ -257,8 +280,8 @@ function drawSum(sentence) {
   };
   const first = range(Math.min(6, dModel));
   return h("div", {},
-    subheading("positions.add"),
-    h("p", {}, say("positions.add_text", { ...vars, token: name })),
+    subheading(title),
+    h("p", {}, say(added ? "positions.add_text" : "positions.scale_text", { ...vars, token: name })),
     h("div", {
       class: "sum-strips",
     }, lines.map(([key, values], i) => h("div", { class: "code-row" },
@@ -277,7 +300,7 @@ function drawSum(sentence) {
       ),
     }),
     details(tell("positions.all_numbers", vars), () => table({
-      caption: tell("positions.add"),
+      caption: tell(title),
       className: "compact",
       head: [tell("positions.dimension"), ...lines.map(([key]) => tell(key, vars))],
       rows: range(dModel).map(

@@ -1,17 +1,21 @@
-import gzip
+import dataclasses
 import json
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import sacrebleu
+from sacrebleu.metrics import BLEU, CHRF, TER
 
-from litseq import metrics
-from litseq.metrics import Evaluation, bleu_tokenizer, corpus_scores, sentence_chrf
+from litseq.evaluation import (
+    Evaluation,
+    bleu_tokenizer,
+    corpus_scores,
+    sentence_chrf,
+    with_confidence,
+)
+from litseq.evaluation import scores as scores_module
 from litseq.types import ScoredText, Translation
+from sacrebleu_command import WMT17, command_line, needs_data, wmt17
 
 GERMAN = (
     ["Ein Hund läuft über die Wiese.", "Zwei Männer sitzen am Tisch.", "Das kostet 3,50 €!"],
@@ -21,17 +25,6 @@ CHINESE = (
     ["我昨天买了三本书。", "他在北京工作了5年", "会议从上午9:30开始,到中午结束。", ""],
     ["我昨天买了两本书。", "他在北京工作了5年", "会议上午9:30开始,中午结束。", "好。"],
 )
-
-
-def command_line(folder: Path, texts: tuple[list[str], list[str]], *options: str) -> list[dict]:
-    """The scores of sacreBLEU's own command, to 4 decimals."""
-    hypotheses, references = folder / "hyp.txt", folder / "ref.txt"
-    for path, lines in zip((hypotheses, references), texts, strict=True):
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    command = [sys.executable, "-m", "sacrebleu", str(references), "-i", str(hypotheses)]
-    command += ["-m", "bleu", "chrf", "ter", "-w", "4", *options]
-    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
-    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +86,10 @@ def test_language_decides_the_tokenizer(tgt_lang, tokenizer):
 
 @pytest.mark.parametrize("code", ["ja", "ko"])
 def test_missing_segmenter_is_said_once_and_characters_count(code, monkeypatch, caplog):
-    monkeypatch.setitem(metrics._SEGMENTERS, code, ("litseq_no_such_segmenter",))
+    monkeypatch.setitem(scores_module._SEGMENTERS, code, ("litseq_no_such_segmenter",))
     bleu_tokenizer.cache_clear()
     try:
-        with caplog.at_level(logging.WARNING, logger="litseq.metrics"):
+        with caplog.at_level(logging.WARNING, logger="litseq.evaluation"):
             scores = corpus_scores(["漢字かな"], ["漢字かな"], tgt_lang=code)
             corpus_scores(["漢字"], ["漢字"], tgt_lang=code)
     finally:
@@ -110,7 +103,7 @@ def test_missing_segmenter_is_said_once_and_characters_count(code, monkeypatch, 
 
 @pytest.mark.parametrize(("code", "extra"), [("ja-JP", "ja-mecab"), ("kor", "ko-mecab")])
 def test_installed_segmenter_is_used(code, extra, monkeypatch):
-    monkeypatch.setitem(metrics._SEGMENTERS, extra[:2], ("json",))
+    monkeypatch.setitem(scores_module._SEGMENTERS, extra[:2], ("json",))
     bleu_tokenizer.cache_clear()
     try:
         assert bleu_tokenizer(code) == extra
@@ -145,27 +138,101 @@ def test_evaluation_is_a_record():
         evaluation.split = "val"
 
 
-WMT17 = Path(os.environ.get("LITSEQ_SHARED_DATA", "")) / "metrics" / "wmt17-en-de"
+# ---- confidence ----
 
 
-@pytest.mark.skipif(
-    not os.environ.get("LITSEQ_SHARED_DATA"), reason="LITSEQ_SHARED_DATA names no data folder"
-)
-@pytest.mark.parametrize("letter", ["A", "F"])
-def test_published_systems_have_their_published_scores(letter):
-    def lines(name: str) -> list[str]:
-        return gzip.decompress((WMT17 / name).read_bytes()).decode().split("\n")[:-1]
+def test_intervals_equal_sacrebleus_own():
+    hypotheses, references = [line * 3 for line in GERMAN[0]] * 5, GERMAN[1] * 5
+    scores = corpus_scores(hypotheses, references, tgt_lang="de", confidence=True)
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF()), ("ter", TER())):
+        expected = metric.corpus_score(hypotheses, [references], n_bootstrap=1000)
+        assert getattr(scores, name) == expected.score
+        interval = scores.confidence[name]
+        assert (interval.mean, interval.margin) == (expected._mean, expected._ci)
+        assert (interval.low + interval.high) / 2 == pytest.approx(interval.mean)
+        assert scores.signatures[name] == str(metric.get_signature())
+        assert "|bs:1000|seed:12345|" in scores.signatures[name]
 
-    system = f"newstest2017.online-{letter}.0.en-de"
-    hypotheses, references = lines(f"systems/{system}.gz"), lines("ref.de.gz")
-    expected = json.loads((WMT17 / "expected.json").read_text("utf-8"))["systems"][system]
 
-    scores = corpus_scores(hypotheses, references, tgt_lang="de")
+def test_resamples_without_any_match_have_an_interval():
+    # sacreBLEU 2.6 itself fails here: it adds Python's 0 to numpy's numbers
+    scores = corpus_scores(["a", "b", "xyz"], ["a", "c", "uvw"], confidence=True)
+    assert scores.confidence["chrf"].low == 0
+    with pytest.raises(TypeError, match="coerce float"):
+        CHRF().corpus_score(["a", "b", "xyz"], [["a", "c", "uvw"]], n_bootstrap=1000)
+
+
+def test_the_seed_is_sacrebleus(monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "7")
+    hypotheses, references = GERMAN[0] * 5, GERMAN[1] * 5
+    scores = corpus_scores(hypotheses, references, ter=False, confidence=True)
+    expected = BLEU().corpus_score(hypotheses, [references], n_bootstrap=1000)
+    assert scores.confidence["bleu"].mean == expected._mean
+    assert "|seed:7|" in scores.signatures["bleu"]
+
+
+def evaluation(texts, references, **options):
+    rows = [
+        Translation(i, "a", (ScoredText(text, -0.5, -1.0, 2),), reference)
+        for i, (text, reference) in enumerate(zip(texts, references, strict=True))
+    ]
+    return Evaluation("test", tuple(rows), corpus_scores(texts, references, **options))
+
+
+def test_confidence_is_added_to_an_evaluation():
+    before = evaluation(*CHINESE, tgt_lang="zh")
+    after = with_confidence(before)
+    assert not before.scores.confidence
+    expected = corpus_scores(*CHINESE, tgt_lang="zh", ter=False, confidence=True)
+    assert after.scores.confidence == expected.confidence
+    assert set(expected.confidence) == {"bleu", "chrf"}
+    assert after.scores.signatures == {**before.scores.signatures, **expected.signatures}
+    assert (after.scores.bleu, after.scores.ter) == (before.scores.bleu, before.scores.ter)
+    assert with_confidence(after) is after
+
+
+def test_no_confidence_in_scores_of_other_texts():
+    mine = evaluation(*GERMAN)
+    wrong = dataclasses.replace(mine, scores=dataclasses.replace(mine.scores, bleu=1.0))
+    assert with_confidence(wrong) is wrong
+    partly = dataclasses.replace(mine.translations[0], reference=None)
+    lacking = dataclasses.replace(mine, translations=(partly, *mine.translations[1:]))
+    assert with_confidence(lacking) is lacking
+
+
+# ---- real systems ----
+
+
+@needs_data
+@pytest.mark.parametrize("letter", "ABFG")
+def test_published_systems_have_their_published_scores(letter, tmp_path):
+    hypotheses, references = wmt17(letter), wmt17()
+    name = f"newstest2017.online-{letter}.0.en-de"
+    expected = json.loads((WMT17 / "expected.json").read_text("utf-8"))["systems"][name]
+
+    scores = corpus_scores(hypotheses, references, tgt_lang="de", ter=False, confidence=True)
     assert scores.num_sentences == 3004
     assert round(scores.bleu, 1) == expected["published_bleu_1dp"]
     assert round(scores.chrf, 1) == expected["published_chrf2_1dp"]
     assert round(scores.bleu, 4) == expected["bleu_13a"]
     assert round(scores.chrf, 4) == expected["chrf2"]
     assert scores.exact_match == pytest.approx(100 * expected["exact_match"] / 3004)
-    first = corpus_scores(hypotheses[:300], references[:300], tgt_lang="de")
+
+    rows = command_line(
+        tmp_path, (hypotheses, references), "--confidence", metrics=("bleu", "chrf"), digits=10
+    )
+    for row, key in zip(rows, ("bleu", "chrf"), strict=True):
+        interval = scores.confidence[key]
+        assert row["score"] == round(getattr(scores, key), 10)
+        assert row["signature"] == scores.signatures[key]
+        assert row["confidence_mean"] == round(interval.mean, 10)
+        assert row["confidence_var"] == round(interval.margin, 10)
+
+
+@needs_data
+@pytest.mark.parametrize("letter", "AF")
+def test_published_systems_have_their_ter(letter):
+    name = f"newstest2017.online-{letter}.0.en-de"
+    expected = json.loads((WMT17 / "expected.json").read_text("utf-8"))["systems"][name]
+    first = corpus_scores(wmt17(letter)[:300], wmt17()[:300], tgt_lang="de")
     assert round(first.ter, 4) == expected["ter_first300"]

