@@ -177,7 +177,7 @@ def _pieces(logits: Tensor, labels: Tensor, *more: Tensor) -> Iterator[tuple[Ten
         yield tuple(tensor[start : start + rows] for tensor in (logits, columns, keep, *more))
 
 
-_PIECE = {False: 2**22, True: 2**26}
+_PIECE = {False: 2**18, True: 2**26}
 """Elements of a piece, by whether they are on a GPU: few enough for a processor's cache; enough to
 keep a GPU busy while the next piece is on its way."""
 

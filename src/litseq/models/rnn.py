@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from litseq.layers.dropout import Dropout
 from litseq.layers.recurrent import (
     Bridge,
     RecurrentEncoder,
@@ -145,7 +146,7 @@ class Rnn(Seq2SeqModel):
         if context_at_every_step:
             self.readout = make_linear(hidden_size + embedding_dim + context_size, hidden_size)
         self.output = make_output(hidden_size, self.tgt_embedding, tie=tie_output)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def encode(self, src: Tensor, src_key_padding_mask: Tensor) -> Memory:
         """Reads the source into one context vector, the last layer's final hidden state.

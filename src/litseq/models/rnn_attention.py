@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from litseq.layers.dropout import Dropout
 from litseq.layers.recurrent import (
     Bridge,
     RecurrentEncoder,
@@ -150,7 +151,7 @@ class RnnAttention(Seq2SeqModel):
         read_size = memory_size + hidden_size + (embedding_dim if context_enters else 0)
         self.readout = make_linear(read_size, hidden_size, bias=context_enters)
         self.output = make_output(hidden_size, self.tgt_embedding, tie=tie_output)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def encode(self, src: Tensor, src_key_padding_mask: Tensor) -> Memory:
         """Reads the source and keeps every state of the last layer.

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from litseq.layers.dropout import Dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_drops_its_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    n = 1_000_003  # not a multiple of the draws in a word
+    y = Dropout(p)(torch.ones(n))
+    dropped = (y == 0).double()
+    deviation = (p * (1 - p) / n) ** 0.5
+    assert abs(dropped.mean().item() - p) < 5 * deviation
+    assert y[y != 0].unique().item() == pytest.approx(1 / (1 - p), rel=2e-4)
+    # each of the four numbers of a word is as random as the others, and neighbours are independent
+    for place in range(4):
+        assert abs(dropped[place::4].mean().item() - p) < 5 * 2 * deviation
+    both = (dropped[1:] * dropped[:-1]).mean().item()
+    assert abs(both - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5 + 5 * p * deviation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_gradient_goes_where_the_value_went(dtype):
+    x = torch.randn(7, 5, 3, dtype=dtype, requires_grad=True)
+    y = Dropout(0.5)(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, torch.where(y == 0, 0, 2 * x))
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.where(y == 0, 0, 2).to(dtype))
+
+
+def test_draws_are_those_of_the_seed():
+    dropout, x, found = Dropout(0.3), torch.randn(50), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(dropout(x))
+    assert found[0].equal(found[1])
+    assert not found[0].equal(found[2])
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_the_ends_are_those_of_torch(p):
+    x = torch.randn(50)
+    assert Dropout(p)(x).equal(torch.nn.Dropout(p)(x))
+
+
+def test_nothing_is_dropped_outside_of_training():
+    x = torch.randn(50)
+    assert Dropout(0.5).eval()(x) is x
+
+
+def test_an_empty_tensor_and_one_out_of_order():
+    assert Dropout(0.5)(torch.empty(0, 4)).shape == (0, 4)
+    x = torch.randn(6, 4).T
+    y = Dropout(0.5)(x)
+    torch.testing.assert_close(y, torch.where(y == 0, 0, 2 * x))
+
+
+def test_compiles():
+    torch.manual_seed(0)
+    x = torch.ones(10_000)
+    y = torch.compile(Dropout(0.25), fullgraph=True)(x)
+    assert abs((y == 0).double().mean().item() - 0.25) < 0.03
