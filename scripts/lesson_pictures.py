@@ -140,16 +140,20 @@ def alignment(say: Say, weights: Tensor, *, rows: Sequence[str], columns: Sequen
     return figure
 
 
-def by_length(say: Say, table: Mapping[str, Any]) -> Figure:
-    """Score against source length, one line per model."""
-    figure = _figure(6.6, 3.6)
-    ax = figure.subplots()
-    names = {
+def _models(say: Say) -> dict[str, tuple[str, str, str]]:
+    """How the three models are drawn everywhere: name, colour, marker."""
+    return {
         "rnn": (say("recurrent, one context vector", "循环网络，单一上下文向量"), RED, "o"),
         "rnn_attention": (say("recurrent, with attention", "循环网络加注意力"), ORANGE, "s"),
         "transformer": ("Transformer", BLUE, "^"),
     }
-    for name, (label, color, marker) in names.items():
+
+
+def by_length(say: Say, table: Mapping[str, Any]) -> Figure:
+    """Score against source length, one line per model."""
+    figure = _figure(6.6, 3.6)
+    ax = figure.subplots()
+    for name, (label, color, marker) in _models(say).items():
         if name in table["bleu"]:
             ax.plot(table["bins"], table["bleu"][name], color=color, marker=marker, label=label)
     ax.set_xlabel(say("words in the source sentence", "源句的词数"))
@@ -159,29 +163,74 @@ def by_length(say: Say, table: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def attention_gap(say: Say, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Score against source length, a line per seed and a thick one for their mean."""
+def by_length_of_seeds(say: Say, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Score against source length: a thin line per seed, a thick one for their mean.
+
+    Args:
+        say: Chooses the language.
+        tables: By model, what ``by_length.score`` found for each seed.
+    """
     figure = _figure(6.6, 3.8)
     ax = figure.subplots()
-    names = {
-        "rnn": (say("recurrent, one context vector", "循环网络，单一上下文向量"), RED, "o"),
-        "rnn-attention": (say("recurrent, with attention", "循环网络加注意力"), ORANGE, "s"),
-        "transformer": ("Transformer", BLUE, "^"),
-    }
-    for name, (label, color, marker) in names.items():
-        tables = [record["by_length"] for record in records.get(name, ())]
-        if not tables:
+    for name, (label, color, marker) in _models(say).items():
+        seeds = tables.get(name, ())
+        if not seeds:
             continue
-        bins = tables[0]["bins"]
-        for table in tables:
+        bins = seeds[0]["bins"]
+        for table in seeds:
             ax.plot(bins, table["bleu"], color=color, linewidth=0.8, alpha=0.5)
-        columns = zip(*(table["bleu"] for table in tables), strict=True)
-        mean = [sum(column) / len(tables) for column in columns]
+        columns = zip(*(table["bleu"] for table in seeds), strict=True)
+        mean = [sum(column) / len(seeds) for column in columns]
         ax.plot(bins, mean, color=color, marker=marker, linewidth=2, label=label)
     ax.set_xlabel(say("words in the source sentence", "源句的词数"))
     ax.set_ylabel("BLEU")
     ax.set_ylim(0)
     ax.legend(loc="lower left")
+    return figure
+
+
+def story(
+    say: Say,
+    records: Mapping[str, Mapping[str, Any]],
+    *,
+    weights: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+) -> Figure:
+    """The whole story on one sheet.
+
+    Args:
+        say: Chooses the language.
+        records: By model, the record of its run.
+        weights: Where the recurrent decoder looked, float (T, S).
+        rows: The T outputs.
+        columns: The S tokens of the source.
+    """
+    figure = _figure(10.4, 8.4)
+    (loss, bleu), (length, align) = figure.subplots(2, 2)
+    for name, (label, color, marker) in _models(say).items():
+        training = records[name]["training"]
+        course = training["val"]
+        tokens = [epoch * training["tgt_tokens_per_epoch"] / 1000 for epoch in course["epoch"]]
+        loss.plot(tokens, course["nll"], color=color, marker=marker, label=label)
+        bleu.plot(tokens, course["bleu"], color=color, marker=marker)
+        table = records[name]["by_length"]
+        length.plot(table["bins"], table["bleu"], color=color, marker=marker)
+    loss.set_title(
+        say("1  Loss on new sentences, nats per token", "1  新句子上的损失（nat/token）")
+    )
+    bleu.set_title(say("2  BLEU on new sentences", "2  新句子上的 BLEU"))
+    length.set_title(
+        say("3  BLEU by length: one vector must hold it all", "3  按句长的 BLEU：一个向量装下全句")
+    )
+    for ax in (loss, bleu):
+        ax.set_xlabel(say("thousand target tokens seen", "见过的目标 token（千）"))
+    length.set_xlabel(say("words in the source sentence", "源句的词数"))
+    for ax in (loss, bleu, length):
+        ax.set_ylim(0)
+    loss.legend(loc="upper right")
+    title = say("4  Attention: where the decoder looked", "4  注意力：解码器看向了哪里")
+    _heatmap(align, weights, rows=rows, columns=columns, title=title)
     return figure
 
 

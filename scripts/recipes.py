@@ -105,6 +105,19 @@ _ALL = (
             ("transformer", "Transformer"),
         )
     ),
+    *(
+        Recipe(
+            f"teacher-{name}",
+            f"English to Chinese, the demo: {title}, six epochs",
+            ("configs/demo.yaml", f"configs/teacher/{name.replace('-', '_')}.yaml"),
+            tgt_lang="zh",
+        )
+        for name, title in (
+            ("rnn", "recurrent, one context vector"),
+            ("rnn-attention", "recurrent, with attention"),
+            ("transformer", "Transformer"),
+        )
+    ),
     Recipe(
         "iwslt14-de-en",
         "German to English, IWSLT 2014: Transformer, 6 + 6 layers of 512",

@@ -35,14 +35,17 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str]) -> Path:
     name = f"seed-{seed}{label and f'-{label}'}"
     folder = RUNS / recipe.name / name
     folder.mkdir(parents=True, exist_ok=True)
-    logger = "--trainer.logger.init_args"
-    last = folder / "checkpoints/last.ckpt"
-    _stage(
-        folder, "fit", "fit", *(part for file in recipe.configs for part in ("-c", file)),
-        f"--seed_everything={seed}", f"{logger}.save_dir={RUNS.parent}",
-        f"{logger}.name={RUNS.name}/{recipe.name}", f"{logger}.version={name}", *QUIET, *options,
-        *([f"--ckpt_path={last}"] if last.exists() else []),
-    )  # fmt: skip
+    if (folder / "checkpoints/last.ckpt").exists():
+        fit = ["-c", str(folder / "config.yaml"), "--ckpt_path", "last"]
+    else:
+        logger = "--trainer.logger.init_args"
+        fit = [
+            *(part for file in recipe.configs for part in ("-c", file)),
+            f"--seed_everything={seed}", f"{logger}.save_dir={RUNS.parent}",
+            f"{logger}.name={RUNS.name}/{recipe.name}", f"{logger}.version={name}",
+            *QUIET, *options,
+        ]  # fmt: skip
+    _stage(folder, "fit", "fit", *fit)
     checkpoint = folder / "checkpoints/best.ckpt"
     if recipe.average:
         checkpoint = folder / "checkpoints/average.ckpt"

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 
 from doc_tables import fill
-from lesson_pictures import STYLE, attention_gap, save
+from lesson_pictures import STYLE, by_length_of_seeds, save
 from litseq.evaluation import compare
 from recipes import RECIPES, Recipe
 
@@ -90,13 +90,15 @@ def write_pages() -> None:
     fill(PAGE, "runs", _RUNS, map(_run_row, records))
     compared = json.loads(COMPARISONS.read_text("utf-8")) if COMPARISONS.exists() else {}
     fill(PAGE, "comparisons", _COMPARED, map(_compared_row, compared.values()))
-    by_recipe = {
-        name: [r for r in records if r["recipe"] == f"multi30k-{name}"]
-        for name in ("rnn", "rnn-attention", "transformer")
-    }
-    if by_recipe["rnn"] and by_recipe["rnn-attention"]:
+    tables = {
+        name: [r["by_length"] for r in records if r["recipe"] == f"multi30k-{kind}"]
+        for name, kind in (
+            ("rnn", "rnn"), ("rnn_attention", "rnn-attention"), ("transformer", "transformer"),
+        )
+    }  # fmt: skip
+    if tables["rnn"] and tables["rnn_attention"]:
         with matplotlib.rc_context(STYLE):
-            figure = attention_gap(lambda english, _: english, by_recipe)
+            figure = by_length_of_seeds(lambda english, _: english, tables)
             save(figure, PICTURES / "multi30k-by-length.png")
 
 

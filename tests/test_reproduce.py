@@ -1,0 +1,195 @@
+"""Recipes: complete, run from data to record, go on after a stop, and fill the page."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import reproduce  # noqa: E402
+import reproduce_pages as pages  # noqa: E402
+from litseq.evaluation import LEGACY, legacy_bleu  # noqa: E402
+from recipes import RECIPES, Published, Recipe  # noqa: E402
+
+CONFIG = """
+model:
+  class_path: TransformerSeq2Seq
+  init_args:
+    d_model: 12
+    num_heads: 3
+    num_encoder_layers: 1
+    num_decoder_layers: 1
+    dim_feedforward: 20
+    warmup_steps: 4
+    lr: 1.0e-2
+    max_len_b: 5
+    r_drop: {r_drop}
+data:
+  class_path: TranslationDataModule
+  init_args:
+    src_lang: en
+    tgt_lang: de
+    train: {corpus}/train
+    val: {corpus}/val
+    test: {corpus}/test
+    vocab_size: 64
+    max_tokens: 100
+    cache_dir: {cache_dir}
+trainer:
+  accelerator: cpu
+  max_epochs: 2
+  log_every_n_steps: 1
+  logger:
+    class_path: lightning.pytorch.loggers.CSVLogger
+    init_args: {{save_dir: lightning_logs, name: any}}
+  callbacks:
+    - class_path: litseq.BestCheckpoint
+      init_args: {{monitor: val/loss, mode: min}}
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {{monitor: step, mode: max, save_top_k: 2, filename: "{{step}}"}}
+    - class_path: litseq.RunCheckpoint
+      init_args: {{every_n_steps: 2}}
+"""
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_recipes_are_complete(recipe):
+    for config in recipe.configs:
+        assert (ROOT / config).is_file()
+    assert recipe.legacy is None or recipe.legacy in LEGACY
+    assert recipe.published is None or recipe.published.metric in (*LEGACY, "sacrebleu")
+    assert not recipe.against or recipe.against in RECIPES
+    if recipe.published and recipe.published.metric != "sacrebleu":
+        assert recipe.published.metric == recipe.legacy  # scores are compared with their own kind
+
+
+def test_paper_recipes_are_marked_as_not_run():
+    for name in ("iwslt14-de-en", "wmt14-en-de-base", "wmt14-en-de-big"):
+        assert RECIPES[name].needs
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, corpus):
+    """A folder with two recipes of seconds and an empty page."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("docs/assets", "lightning_logs"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = (ROOT / "docs/reproduce.md").read_text()
+    (tmp_path / "docs/reproduce.md").write_text(text)
+    recipes = {}
+    for name, r_drop, against in (("mini", 0, ""), ("mini-drop", 5, "mini")):
+        config = CONFIG.format(corpus=corpus, cache_dir=tmp_path / "cache", r_drop=r_drop)
+        (tmp_path / f"{name}.yaml").write_text(config)
+        recipes[name] = Recipe(
+            name, f"title of {name}", (f"{name}.yaml",), average=2, legacy="multi30k",
+            published=Published(99.0, "multi30k", 0.5, "nobody"), against=against,
+        )  # fmt: skip
+    monkeypatch.setattr(pages, "RECIPES", recipes)
+    return tmp_path, recipes
+
+
+def test_from_data_to_the_page(place):
+    folder, recipes = place
+    recipe = recipes["mini-drop"]
+    file = reproduce.run(recipe, 3, label="", options=["--trainer.precision=64-true"])
+    assert file == Path("docs/results/recipes/mini-drop-3.json")
+    record = json.loads(file.read_text())
+    run = folder / "lightning_logs/reproduce/mini-drop/seed-3"
+    texts = [
+        (run / f"test/{name}.txt").read_text().split("\n")[:-1]
+        for name in ("hypotheses", "references")
+    ]
+    expected = legacy_bleu(*texts, name="multi30k", tgt_lang="de")
+    assert record["legacy"]["bleu"] == round(expected.bleu, 2)
+    scores = json.loads((run / "test/scores.json").read_text())
+    assert record["scores"]["bleu"] == round(scores["bleu"], 2)
+    training = record["training"]
+    assert training["epochs"] == 2
+    assert training["tgt_tokens"] == 2 * training["tgt_tokens_per_epoch"]
+    assert len(training["val"]["nll"]) == len(training["val"]["bleu"]) == 2
+    assert record["seed"] == 3
+    assert record["config"]["trainer"]["precision"] == "64-true"
+    assert record["config"]["model"]["r_drop"] == 5
+    assert record["seconds"].keys() == {"fit", "average", "test"}
+    assert min(record["seconds"].values()) > 0
+    assert str(folder) not in json.dumps(record["command"])
+
+    shutil.copytree(run, folder / "lightning_logs/reproduce/mini/seed-3")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = reproduce.run(recipe, 3, label="", options=[])  # nothing is done twice
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert again == file
+
+    compared = json.loads((folder / "docs/results/recipes/comparisons.json").read_text())
+    assert compared["mini-drop-3"]["baseline"] == "mini"
+    pages.write_pages()
+    text = (folder / "docs/reproduce.md").read_text()
+    assert "`mini-drop`: title of mini-drop" in text
+    assert "99.0 multi30k, not reached" in text
+    assert f"| {record['legacy']['bleu']:.2f} (" in text
+    pages.write_pages()
+    assert (folder / "docs/reproduce.md").read_text() == text
+
+
+def test_goes_on_after_a_stop(place):
+    folder, _ = place
+    command = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import reproduce; "
+        "from recipes import Recipe; "
+        "reproduce.run(Recipe('mini', '', ('mini.yaml',), average=2), 1, label='', options=[])"
+    )
+    stopped = subprocess.Popen(
+        [sys.executable, "-c", command, str(ROOT / "scripts")], start_new_session=True
+    )
+    run = folder / "lightning_logs/reproduce/mini/seed-1"
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints/last.ckpt").exists():
+        assert stopped.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(stopped.pid, signal.SIGTERM)
+    stopped.wait()
+    while subprocess.run(["pgrep", "-g", str(stopped.pid)], capture_output=True).stdout:
+        time.sleep(0.1)  # it saves
+    assert not (run / "fit.done").exists()
+    reproduce.run(Recipe("mini", "", ("mini.yaml",), average=2), 1, label="", options=[])
+    assert len(list(run.glob("fit-*.seconds"))) == 2
+    record = json.loads((folder / "docs/results/recipes/mini-1.json").read_text())
+    assert record["training"]["epochs"] == 2
+    seconds = [float(file.read_text()) for file in run.glob("fit-*.seconds")]
+    assert record["seconds"]["fit"] == round(sum(seconds))
+
+
+def test_a_command_that_fails_ends_it(place, capfd):
+    with pytest.raises(SystemExit, match=r"litseq fit .* failed[\s\S]*d_mdel"):
+        reproduce.run(Recipe("mini", "", ("mini.yaml",)), 1, label="", options=["--model.d_mdel=3"])
+    assert not list(Path("lightning_logs/reproduce/mini/seed-1").glob("*.done"))
+
+
+# ---- what is in the repository ----
+
+
+def test_the_page_shows_the_records(tmp_path, monkeypatch):
+    """Nobody writes a number by hand, and no table is older than its records."""
+    page = tmp_path / "reproduce.md"
+    shutil.copy(ROOT / "docs/reproduce.md", page)
+    monkeypatch.setattr(pages, "PAGE", page)
+    monkeypatch.setattr(pages, "PICTURES", tmp_path)
+    monkeypatch.setattr(pages, "RECORDS", ROOT / "docs/results/recipes")
+    monkeypatch.setattr(pages, "COMPARISONS", ROOT / "docs/results/recipes/comparisons.json")
+    pages.write_pages()
+    assert page.read_text() == (ROOT / "docs/reproduce.md").read_text()
+
+
+def test_records_hold_no_path_of_a_machine():
+    for file in (ROOT / "docs/results").rglob("*.json"):
+        assert not re.search(r'"(/|[A-Z]:\\\\)', file.read_text()), file
