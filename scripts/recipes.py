@@ -25,6 +25,23 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Translated:
+    """Training text that another recipe's model translates first.
+
+    Attributes:
+        recipe: Whose model of the same seed translates.
+        source: What it reads, a file with ``.gz``.
+        output: What it writes.
+        beside: Where a copy of the source goes, as the other side of the pairs.
+    """
+
+    recipe: str
+    source: str
+    output: str
+    beside: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One experiment.
 
@@ -32,6 +49,8 @@ class Recipe:
         name: What the command calls it.
         title: What it is, in a table.
         configs: Configuration files, in order.
+        options: More of the command line.
+        translated: Training text that has to be made first.
         seeds: Seeds that are run by default.
         average: Checkpoints that are averaged; 0: the best one alone.
         legacy: The legacy BLEU that is given beside sacreBLEU's.
@@ -44,6 +63,8 @@ class Recipe:
     name: str
     title: str
     configs: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    translated: tuple[Translated, ...] = ()
     seeds: tuple[int, ...] = (1,)
     average: int = 0
     legacy: str | None = None
@@ -55,6 +76,50 @@ class Recipe:
 
 _WU = Published(41.02, "multi30k", 0.0, "Wu et al. (2021), Transformer-Tiny")
 _MULTI30K = "English to German, Multi30k"
+
+_SHORT = ("configs/multi30k/tiny.yaml", "configs/multi30k/short.yaml")
+_DIVERSE = "lightning_logs/reproduce/diverse"
+# Both directions' models translate the training text (Nguyen et al. 2020, data diversification;
+# Sennrich et al. 2016, back-translation).
+_FORWARD = Translated(
+    "ablation-base", "data/multi30k/train.en.gz", f"{_DIVERSE}/forward.de", f"{_DIVERSE}/forward.en"
+)
+_BACKWARD = Translated(
+    "ablation-reverse", "data/multi30k/train.de.gz", f"{_DIVERSE}/back.en", f"{_DIVERSE}/back.de"
+)
+_TRAIN = "data/multi30k/train"
+
+# name: (what is different from the base, options)
+_ABLATION: dict[str, tuple[str, tuple[str, ...]]] = {
+    "base": ("Transformer-Tiny, 30 epochs, learning rate falling to zero", ()),
+    "prenorm": ("layer norm before each sub-layer", ("--model.norm_first=true",)),
+    "rotary": ("rotary positions", ("--model.positions=rotary",)),
+    "dropout-0.2": ("dropout 0.2 in place of 0.3", ("--model.dropout=0.2",)),
+    "dropout-0.4": ("dropout 0.4", ("--model.dropout=0.4",)),
+    "more-dropout": (
+        "dropout 0.1 also on attention weights and in feed-forward",
+        ("--model.attention_dropout=0.1", "--model.activation_dropout=0.1"),
+    ),
+    "shallow": (
+        "6 encoder and 2 decoder layers",
+        ("--model.num_encoder_layers=6", "--model.num_decoder_layers=2"),
+    ),
+    "untied": ("an output projection of its own", ("--model.tie_output=false",)),
+    "subword-dropout": ("BPE dropout 0.1", ("--data.subword_sampling=0.1",)),
+    "ema": ("moving average of the weights", ("-c", "configs/trainer/ema.yaml")),
+    "r-drop": ("R-Drop, weight 5", ("--model.r_drop=5",)),
+    "back-translation": (
+        "back-translation of the German side",
+        (f"--data.train=[{_TRAIN},{_DIVERSE}/back]", "--trainer.max_epochs=15"),
+    ),
+    "diversification": (
+        "and translation of the English side",
+        (
+            f"--data.train=[{_TRAIN},{_DIVERSE}/back,{_DIVERSE}/forward]",
+            "--trainer.max_epochs=10",
+        ),
+    ),
+}
 
 _ALL = (
     Recipe(
@@ -87,6 +152,29 @@ _ALL = (
             ("rnn-attention", "recurrent, with attention", "multi30k-rnn"),
             ("transformer", "Transformer, 3 + 3 layers of 256", "multi30k-rnn-attention"),
         )
+    ),
+    *(
+        Recipe(
+            f"ablation-{name}",
+            f"Multi30k, an ablation: {title}",
+            _SHORT,
+            options=options,
+            translated={
+                "back-translation": (_BACKWARD,),
+                "diversification": (_BACKWARD, _FORWARD),
+            }.get(name, ()),
+            legacy="multi30k",
+            against="" if name == "base" else "ablation-base",
+        )
+        for name, (title, options) in _ABLATION.items()
+    ),
+    Recipe(
+        "ablation-reverse",
+        "German to English, Multi30k: the model that translates back",
+        _SHORT,
+        options=("--data.src_lang=de", "--data.tgt_lang=en"),
+        legacy="multi30k",
+        tgt_lang="en",
     ),
     *(
         Recipe(

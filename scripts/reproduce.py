@@ -16,13 +16,16 @@ and tokens; the tables of ``docs/reproduce.md`` are made anew from all records.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from recipes import RECIPES, Recipe
+from recipes import RECIPES, Recipe, Translated
 from reproduce_pages import RECORDS, compare_runs, write_pages
 from reproduce_records import make_record
 
@@ -35,6 +38,8 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str]) -> Path:
     name = f"seed-{seed}{label and f'-{label}'}"
     folder = RUNS / recipe.name / name
     folder.mkdir(parents=True, exist_ok=True)
+    for text in recipe.translated:
+        _translate(text, RUNS / text.recipe / name)
     if (folder / "checkpoints/last.ckpt").exists():
         fit = ["-c", str(folder / "config.yaml"), "--ckpt_path", "last"]
     else:
@@ -43,7 +48,7 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str]) -> Path:
             *(part for file in recipe.configs for part in ("-c", file)),
             f"--seed_everything={seed}", f"{logger}.save_dir={RUNS.parent}",
             f"{logger}.name={RUNS.name}/{recipe.name}", f"{logger}.version={name}",
-            *QUIET, *options,
+            *QUIET, *recipe.options, *options,
         ]  # fmt: skip
     _stage(folder, "fit", "fit", *fit)
     checkpoint = folder / "checkpoints/best.ckpt"
@@ -62,11 +67,26 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str]) -> Path:
     file.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     baseline = RUNS / recipe.against / name
     if recipe.against and (baseline / "test.done").exists():
-        compare_runs(
-            recipe.name, seed, baseline=recipe.against, system=recipe.name,
-            folders=(baseline, folder),
-        )  # fmt: skip
+        folders = (baseline, folder)
+        compare_runs(seed, baseline=recipe.against, system=recipe.name, folders=folders)
     return file
+
+
+def _translate(text: Translated, run: Path) -> None:
+    """Makes training text unless it is there."""
+    if Path(text.beside).exists():
+        return
+    if not (run / "test.done").exists():
+        sys.exit(f"{text.recipe} has to be run first, for its model translates {text.source}.")
+    Path(text.output).parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(text.source) as packed, tempfile.NamedTemporaryFile() as plain:
+        shutil.copyfileobj(packed, plain)
+        plain.flush()
+        checkpoint = run / "checkpoints/best.ckpt"
+        print(f"{text.output}: {checkpoint} translates {text.source}", flush=True)
+        words = ["--ckpt", str(checkpoint), "--input", plain.name, "--output", text.output]
+        subprocess.run([sys.executable, "-m", "litseq", "translate", *words], check=True)
+        shutil.copy(plain.name, text.beside)  # last: it says that all is done
 
 
 def _stage(folder: Path, stage: str, *command: str) -> None:
@@ -110,7 +130,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="what recipes there are")
     args = parser.parse_args(arguments)
     if args.list:
-        print("\n".join(f"{recipe.name:24}{recipe.title}" for recipe in RECIPES.values()))
+        print("\n".join(f"{recipe.name:30}{recipe.title}" for recipe in RECIPES.values()))
         return
     for name in args.recipes:
         recipe = RECIPES[name]

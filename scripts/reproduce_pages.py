@@ -28,7 +28,9 @@ _RUNS = (
     "run", "BLEU, 95 %", "chrF2", "legacy BLEU, 95 %", "steps", "target tokens", "minutes to train",
     "minutes in all", "precision", "machine",
 )  # fmt: skip
-_COMPARED = ("seed", "system", "BLEU", "against", "BLEU", "p", "does the difference hold?")
+_COMPARED = ("seed", "metric", "system", "score", "against", "score", "p", "does it hold?")
+_ABLATED = ("what is different", "parameters", "nats per token, val", "BLEU", "legacy BLEU", "p")
+_TAUGHT = ("model", "parameters", "minutes", "BLEU", "exact match, %", "shortest", "longest")
 
 
 def read_records() -> list[dict[str, Any]]:
@@ -42,13 +44,10 @@ def read_records() -> list[dict[str, Any]]:
     return sorted(records, key=lambda r: (order.index(r["recipe"]), r["label"], r["seed"]))
 
 
-def compare_runs(
-    name: str, seed: int, *, baseline: str, system: str, folders: Sequence[Path]
-) -> None:
+def compare_runs(seed: int, *, baseline: str, system: str, folders: Sequence[Path]) -> None:
     """Tests the difference of two runs by paired bootstrap, and keeps what came out.
 
     Args:
-        name: Of the comparison.
         seed: Of both runs.
         baseline: Recipe of the first folder.
         system: Recipe of the second folder.
@@ -61,35 +60,49 @@ def compare_runs(
     ]  # fmt: skip
     if texts[1][0] != texts[1][1]:
         raise ValueError(f"{folders[0]} and {folders[1]} were tested on different sentences.")
+    recipe = RECIPES[system]
     found = compare(
         {baseline: texts[0][0], system: texts[0][1]},
         texts[1][0],
         metrics=("bleu",),
-        tgt_lang=RECIPES[system].tgt_lang,
+        legacy=(recipe.legacy,) if recipe.legacy else (),
+        tgt_lang=recipe.tgt_lang,
     )
-    kept = json.loads(COMPARISONS.read_text("utf-8")) if COMPARISONS.exists() else {}
-    first, second = found.rows
-    kept[f"{name}-{seed}"] = {
-        "name": name,
-        "seed": seed,
-        "baseline": baseline,
-        "system": system,
-        "bleu": [round(first.score, 2), round(second.score, 2)],
-        "p": second.p_value,
-        "holds": second.holds,
-        "signature": found.signatures["bleu"],
-    }
+    kept = _comparisons()
+    for first, second in zip(found.rows[::2], found.rows[1::2], strict=True):
+        kept[f"{system}-{seed}-{second.metric}"] = {
+            "seed": seed,
+            "metric": second.metric,
+            "baseline": baseline,
+            "system": system,
+            "scores": [round(first.score, 2), round(second.score, 2)],
+            "p": second.p_value,
+            "holds": second.holds,
+            "signature": found.signatures[second.metric],
+        }
     COMPARISONS.parent.mkdir(parents=True, exist_ok=True)
     COMPARISONS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
 
 
+def _comparisons() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    if COMPARISONS.exists():
+        found = json.loads(COMPARISONS.read_text("utf-8"))
+    return found
+
+
 def write_pages() -> None:
     """Fills the tables and draws the pictures."""
-    records = read_records()
-    fill(PAGE, "recipes", _RECIPES, [_recipe_row(recipe, records) for recipe in RECIPES.values()])
-    fill(PAGE, "runs", _RUNS, map(_run_row, records))
-    compared = json.loads(COMPARISONS.read_text("utf-8")) if COMPARISONS.exists() else {}
-    fill(PAGE, "comparisons", _COMPARED, map(_compared_row, compared.values()))
+    records, compared = read_records(), _comparisons()
+    main = [recipe for recipe in RECIPES.values() if not _is_aside(recipe.name)]
+    fill(PAGE, "recipes", _RECIPES, [_recipe_row(recipe, records) for recipe in main])
+    fill(PAGE, "runs", _RUNS, [_run_row(r) for r in records if not _is_aside(r["recipe"])])
+    rows = [_compared_row(found) for found in compared.values() if not _is_aside(found["system"])]
+    fill(PAGE, "comparisons", _COMPARED, rows)
+    ablated = [record for record in records if record["recipe"].startswith("ablation-")]
+    fill(PAGE, "ablation", _ABLATED, [_ablated_row(record, compared) for record in ablated])
+    taught = [record for record in records if record["recipe"].startswith("teacher-")]
+    fill(PAGE, "teacher", _TAUGHT, map(_taught_row, taught))
     tables = {
         name: [r["by_length"] for r in records if r["recipe"] == f"multi30k-{kind}"]
         for name, kind in (
@@ -138,19 +151,53 @@ def _run_row(record: dict[str, Any]) -> list[str]:
         f"{training['tgt_tokens'] / 1e6:.1f}M",
         f"{record['seconds']['fit'] / 60:.1f}",
         f"{sum(seconds) / 60:.1f}",
-        record["config"]["trainer"]["precision"],
+        record["config"]["trainer"]["precision"] or "32-true",
         _machine(record),
     ]
 
 
 def _compared_row(found: dict[str, Any]) -> list[str]:
-    holds = "yes" if found["holds"] else "no: it may be chance"
-    p = "< 0.001" if found["p"] < 0.001 else f"{found['p']:.3f}"
-    before, after = found["bleu"]
+    before, after = found["scores"]
     return [
-        str(found["seed"]), found["system"], f"{after:.1f}", found["baseline"], f"{before:.1f}",
-        p, holds,
+        str(found["seed"]), found["metric"], found["system"], f"{after:.1f}", found["baseline"],
+        f"{before:.1f}", _p(found), "yes" if found["holds"] else "no: it may be chance",
     ]  # fmt: skip
+
+
+def _ablated_row(record: dict[str, Any], compared: dict[str, dict[str, Any]]) -> list[str]:
+    name = record["recipe"]
+    tested = compared.get(f"{name}-{record['seed']}-legacy:multi30k")
+    return [
+        RECIPES[name].title.partition(": ")[2],
+        f"{record['training']['parameters'] / 1e6:.1f}M",
+        f"{min(record['training']['val']['nll']):.3f}",
+        f"{record['scores']['bleu']:.1f}",
+        f"{record['legacy']['bleu']:.1f}",
+        _p(tested) if tested else "",
+    ]
+
+
+def _taught_row(record: dict[str, Any]) -> list[str]:
+    table = record["by_length"]
+    return [
+        RECIPES[record["recipe"]].title.partition(": ")[2],
+        f"{record['training']['parameters'] / 1e6:.1f}M",
+        f"{record['seconds']['fit'] / 60:.1f}",
+        f"{record['scores']['bleu']:.1f}",
+        f"{record['scores']['exact_match']:.1f}",
+        *(f"{table['bleu'][i]:.1f} ({table['bins'][i]} words)" for i in (0, -1)),
+    ]
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a recipe has a table of its own."""
+    return name.startswith(("ablation-", "teacher-"))
+
+
+def _p(found: dict[str, Any]) -> str:
+    if found["scores"][0] == found["scores"][1]:
+        return ""
+    return "< 0.001" if found["p"] < 0.001 else f"{found['p']:.3f}"
 
 
 def _with_interval(scores: dict[str, Any]) -> str:

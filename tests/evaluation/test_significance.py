@@ -87,6 +87,12 @@ def test_legacy_bleu_is_tested_beside():
     assert found.signatures["legacy:multi30k"].endswith("|bs:1000|seed:12345")
 
 
+def test_of_equal_scores_no_difference_holds():
+    texts = ["a cat sat there", "two dogs ran home", "the birds fly south now"]
+    found = compare({"a": texts, "b": list(texts)}, [t.upper() for t in texts])
+    assert [row.holds for row in found.rows] == [None, False, None, False]
+
+
 def test_words_say_whether_the_difference_holds():
     span = Interval(20.0, 1.0)
     rows = (

@@ -43,8 +43,11 @@ class SystemScore:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the difference is more than chance, p < 0.05; None for the baseline."""
-        return None if self.p_value is None else self.p_value < LEVEL
+        """Whether the difference is more than chance, p < 0.05; None for the baseline.
+
+        Of two equal scores it is not, though sacreBLEU's p is tiny there.
+        """
+        return None if self.p_value is None else bool(self.difference) and self.p_value < LEVEL
 
 
 @dataclass(frozen=True)
