@@ -16,60 +16,101 @@ and tokens; the tables of ``docs/reproduce.md`` are made anew from all records.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gzip
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from recipes import RECIPES, Recipe, Translated
 from reproduce_pages import RECORDS, compare_runs, write_pages
-from reproduce_records import make_record
+from reproduce_records import circumstances, make_record
 
 RUNS = Path("lightning_logs/reproduce")
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
 
-def run(recipe: Recipe, seed: int, *, label: str, options: list[str]) -> Path:
-    """Trains, averages, tests and scores; returns the record's file."""
+def run(recipe: Recipe, seed: int, *, label: str, options: list[str], note: str = "") -> Path:
+    """Trains, averages, tests and scores; returns the record's file.
+
+    Args:
+        recipe: What to run.
+        seed: Seed of the run.
+        label: Kind of machine, where there are several; a part of all names.
+        options: More of the command line of ``litseq fit``.
+        note: What a reader of the record should know.
+    """
     name = f"seed-{seed}{label and f'-{label}'}"
     folder = RUNS / recipe.name / name
     folder.mkdir(parents=True, exist_ok=True)
-    for text in recipe.translated:
-        _translate(text, RUNS / text.recipe / name)
-    if (folder / "checkpoints/last.ckpt").exists():
-        fit = ["-c", str(folder / "config.yaml"), "--ckpt_path", "last"]
-    else:
-        logger = "--trainer.logger.init_args"
-        fit = [
-            *(part for file in recipe.configs for part in ("-c", file)),
-            f"--seed_everything={seed}", f"{logger}.save_dir={RUNS.parent}",
-            f"{logger}.name={RUNS.name}/{recipe.name}", f"{logger}.version={name}",
-            *QUIET, *recipe.options, *options,
-        ]  # fmt: skip
-    _stage(folder, "fit", "fit", *fit)
-    checkpoint = folder / "checkpoints/best.ckpt"
-    if recipe.average:
-        checkpoint = folder / "checkpoints/average.ckpt"
-        _stage(
-            folder, "average", "average", str(folder), "--last", str(recipe.average),
-            "-o", str(checkpoint),
-        )  # fmt: skip
-    _stage(folder, "test", "test", f"--ckpt_path={checkpoint}", *QUIET)
-    record = make_record(
-        recipe, folder, checkpoint=checkpoint, seed=seed, label=label, options=options
-    )
+    with _alone_in(folder):
+        _remember(folder, recipe, options=options, note=note)
+        for text in recipe.translated:
+            _translate(text, RUNS / text.recipe / name)
+        if (folder / "checkpoints/last.ckpt").exists():
+            fit = ["-c", str(folder / "config.yaml"), "--ckpt_path", "last"]
+        else:
+            logger = "--trainer.logger.init_args"
+            fit = [
+                *(part for file in recipe.configs for part in ("-c", file)),
+                f"--seed_everything={seed}", f"{logger}.save_dir={RUNS.parent}",
+                f"{logger}.name={RUNS.name}/{recipe.name}", f"{logger}.version={name}",
+                *QUIET, *recipe.options, *options,
+            ]  # fmt: skip
+        _stage(folder, "fit", "fit", *fit)
+        checkpoint = folder / "checkpoints/best.ckpt"
+        if recipe.average:
+            checkpoint = folder / "checkpoints/average.ckpt"
+            # not those that are kept to go on from, which may be of any step
+            files = (folder / "checkpoints").glob("step=*.ckpt")
+            by_step = {int(file.stem[5:]): str(file) for file in files if file.stem[5:].isdigit()}
+            last = [by_step[step] for step in sorted(by_step)[-recipe.average :]]
+            _stage(folder, "average", "average", *last, "-o", str(checkpoint))
+        _stage(folder, "test", "test", f"--ckpt_path={checkpoint}", *QUIET)
+        record = make_record(recipe, folder, checkpoint=checkpoint, seed=seed, label=label)
     file = RECORDS / f"{recipe.name}-{seed}{label and f'-{label}'}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     baseline = RUNS / recipe.against / name
     if recipe.against and (baseline / "test.done").exists():
         folders = (baseline, folder)
-        compare_runs(seed, baseline=recipe.against, system=recipe.name, folders=folders)
+        compare_runs(name, baseline=recipe.against, system=recipe.name, folders=folders)
     return file
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"{folder} is being run by another process; wait for it.")
+        yield
+
+
+def _remember(folder: Path, recipe: Recipe, *, options: list[str], note: str) -> None:
+    """Writes down how a run began; one that goes on must be the same."""
+    file = folder / "run.json"
+    mine = {"configs": list(recipe.configs), "options": [*recipe.options, *options]}
+    if not file.exists():
+        began = {**mine, "note": note, **circumstances()}
+        file.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
+        return
+    began = json.loads(file.read_text("utf-8"))
+    for name, value in mine.items():
+        if began[name] != value:
+            sys.exit(
+                f"{folder} began with the {name} {began[name]}, and now they are {value}; give "
+                f"those, or another --label."
+            )
 
 
 def _translate(text: Translated, run: Path) -> None:
@@ -101,16 +142,17 @@ def _stage(folder: Path, stage: str, *command: str) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", "litseq", *command], stdout=log, stderr=subprocess.STDOUT
         )
-        while process.poll() is None:
-            try:
-                process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                pass
-            except KeyboardInterrupt:  # the command got it too, and saves before it ends
-                process.wait()
-                raise
-            finally:
+        try:
+            while process.poll() is None:
                 seconds.write_text(f"{time.monotonic() - start:.1f}\n")
+                try:
+                    process.wait(timeout=2)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            process.terminate()  # it saves first; one that has ended does not mind
+            process.wait()
+            seconds.write_text(f"{time.monotonic() - start:.1f}\n")
     if process.returncode:
         tail = (folder / f"{stage}.log").read_text("utf-8")[-2000:]
         sys.exit(f"litseq {' '.join(command)} failed ({process.returncode}):\n{tail}")
@@ -127,17 +169,20 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", choices=[*RECIPES, []], metavar="RECIPE")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the recipe")
     parser.add_argument("--label", default="", help="kind of machine, where there are several")
+    parser.add_argument("--note", default="", help="what a reader of the record should know")
     parser.add_argument("--list", action="store_true", help="what recipes there are")
     args = parser.parse_args(arguments)
     if args.list:
         print("\n".join(f"{recipe.name:30}{recipe.title}" for recipe in RECIPES.values()))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that has to end first
     for name in args.recipes:
         recipe = RECIPES[name]
         if recipe.needs:
             parser.error(f"{name} was never run here: it needs {recipe.needs}; see its header.")
         for seed in args.seeds or recipe.seeds:
-            print(run(recipe, seed, label=args.label, options=options), flush=True)
+            file = run(recipe, seed, label=args.label, options=options, note=args.note)
+            print(file, flush=True)
     write_pages()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ PAGE = Path("docs/reproduce.md")
 PICTURES = Path("docs/assets")
 COMPARISONS = RECORDS / "comparisons.json"
 
-_RECIPES = ("recipe", "parameters", "seeds", "BLEU", "legacy BLEU", "published", "trained on")
+_RECIPES = ("recipe", "parameters", "runs", "BLEU", "legacy BLEU", "published", "trained on")
 _RUNS = (
     "run", "BLEU, 95 %", "chrF2", "legacy BLEU, 95 %", "steps", "target tokens", "minutes to train",
-    "minutes in all", "precision", "machine",
+    "minutes in all", "precision", "machine", "note",
 )  # fmt: skip
-_COMPARED = ("seed", "metric", "system", "score", "against", "score", "p", "does it hold?")
+_COMPARED = ("run", "metric", "system", "score", "against", "score", "p", "does it hold?")
 _ABLATED = ("what is different", "parameters", "nats per token, val", "BLEU", "legacy BLEU", "p")
 _TAUGHT = ("model", "parameters", "minutes", "BLEU", "exact match, %", "shortest", "longest")
 
@@ -44,11 +43,11 @@ def read_records() -> list[dict[str, Any]]:
     return sorted(records, key=lambda r: (order.index(r["recipe"]), r["label"], r["seed"]))
 
 
-def compare_runs(seed: int, *, baseline: str, system: str, folders: Sequence[Path]) -> None:
+def compare_runs(run: str, *, baseline: str, system: str, folders: Sequence[Path]) -> None:
     """Tests the difference of two runs by paired bootstrap, and keeps what came out.
 
     Args:
-        seed: Of both runs.
+        run: Name of both folders, such as ``seed-1``.
         baseline: Recipe of the first folder.
         system: Recipe of the second folder.
         folders: Runs that were tested on the same sentences.
@@ -70,8 +69,8 @@ def compare_runs(seed: int, *, baseline: str, system: str, folders: Sequence[Pat
     )
     kept = _comparisons()
     for first, second in zip(found.rows[::2], found.rows[1::2], strict=True):
-        kept[f"{system}-{seed}-{second.metric}"] = {
-            "seed": seed,
+        kept[f"{system}-{run}-{second.metric}"] = {
+            "run": run.removeprefix("seed-"),
             "metric": second.metric,
             "baseline": baseline,
             "system": system,
@@ -122,9 +121,11 @@ def _recipe_row(recipe: Recipe, records: Iterable[dict[str, Any]]) -> list[str]:
     if not found:
         state = f"not run here: it needs {recipe.needs}" if recipe.needs else "not run yet"
         return [recipe.title, "", "", "", "", goal, state]
+    bleu = [record["scores"]["bleu"] for record in found]
     legacy = [record["legacy"]["bleu"] for record in found if "legacy" in record]
-    if published and legacy:
-        reached = max(legacy) >= published.score - published.tolerance
+    if published:
+        ours = statistics.mean(bleu if published.metric == "sacrebleu" else legacy)
+        reached = ours >= published.score - published.tolerance
         goal += ", reached" if reached else ", not reached"
     return [
         f"`{recipe.name}`: {recipe.title}",
@@ -143,7 +144,7 @@ def _run_row(record: dict[str, Any]) -> list[str]:
     scores, legacy, training = record["scores"], record.get("legacy"), record["training"]
     seconds = [value for value in record["seconds"].values() if value is not None]
     return [
-        f"{record['recipe']}, seed {record['seed']}",
+        f"{record['recipe']}, {_run(record)}",
         _with_interval(scores),
         f"{scores['chrf']:.1f}",
         _with_interval(legacy) if legacy else "",
@@ -153,20 +154,21 @@ def _run_row(record: dict[str, Any]) -> list[str]:
         f"{sum(seconds) / 60:.1f}",
         record["config"]["trainer"]["precision"] or "32-true",
         _machine(record),
+        record["note"],
     ]
 
 
 def _compared_row(found: dict[str, Any]) -> list[str]:
     before, after = found["scores"]
     return [
-        str(found["seed"]), found["metric"], found["system"], f"{after:.1f}", found["baseline"],
+        found["run"], found["metric"], found["system"], f"{after:.1f}", found["baseline"],
         f"{before:.1f}", _p(found), "yes" if found["holds"] else "no: it may be chance",
     ]  # fmt: skip
 
 
 def _ablated_row(record: dict[str, Any], compared: dict[str, dict[str, Any]]) -> list[str]:
     name = record["recipe"]
-    tested = compared.get(f"{name}-{record['seed']}-legacy:multi30k")
+    tested = compared.get(f"{name}-seed-{_run(record)}-legacy:multi30k")
     return [
         RECIPES[name].title.partition(": ")[2],
         f"{record['training']['parameters'] / 1e6:.1f}M",
@@ -210,9 +212,21 @@ def _mean(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
 
 
+def _run(record: dict[str, Any]) -> str:
+    """Seed and label, as in the names of folders and records."""
+    return f"{record['seed']}{record['label'] and '-'}{record['label']}"
+
+
 def _machine(record: dict[str, Any]) -> str:
-    hardware = record["hardware"]
-    if record["config"]["trainer"]["accelerator"] != "cpu" and hardware["gpus"]:
-        kinds = [(name, len(list(group))) for name, group in groupby(hardware["gpus"])]
-        return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in kinds)
-    return f"{hardware['cpu']}, {hardware['cores']} cores"
+    hardware, trainer = record["hardware"], record["config"]["trainer"]
+    devices = str(trainer["devices"])
+    if trainer["accelerator"] != "cpu" and hardware["gpus"]:
+        count = int(devices) if devices.isdigit() else len(hardware["gpus"])
+        name: str = hardware["gpus"][0]
+        return name if count == 1 else f"{count} x {name}"
+    processes = f"{devices} processes of " if devices.isdigit() and devices != "1" else ""
+    threads = hardware["threads"]
+    return (
+        f"{hardware['cpu']}, {hardware['cores']} cores: {processes}{threads} "
+        f"thread{'s' if threads > 1 else ''}"
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,18 @@ import yaml
 
 import litseq
 from by_length import score as score_by_length
+from litseq import checkpoints
 from litseq.evaluation import corpus_scores, legacy_bleu
 from recipes import Recipe
 
-__all__ = ["make_record", "read_test"]
+__all__ = ["circumstances", "make_record", "read_test"]
 
 _HARDWARE_ONLY = ("accelerator", "devices", "num_nodes", "precision")
 _SCHEDULE = ("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
 
 
 def make_record(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    checkpoint: Path,
-    seed: int,
-    label: str,
-    options: Sequence[str],
+    recipe: Recipe, folder: Path, *, checkpoint: Path, seed: int, label: str
 ) -> dict[str, Any]:
     """Scores the test outputs of a run and gathers how they came about.
 
@@ -43,7 +38,6 @@ def make_record(
         checkpoint: What was tested.
         seed: Seed of the run.
         label: Kind of machine, where there are several.
-        options: What was given to ``litseq fit`` beside the recipe.
 
     Returns:
         Plain values, for a file that can be kept for ever.
@@ -87,15 +81,7 @@ def make_record(
             **_training(folder, data["init_args"]),
         },
         "seconds": {stage: _seconds(folder, stage) for stage in ("fit", "average", "test")},
-        "hardware": hardware(),
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                module.__name__: module.__version__
-                for module in (torch, lightning, litseq, sacrebleu, sentencepiece)
-            },
-        },
-        "command": {"configs": recipe.configs, "options": list(options)},
+        **json.loads((folder / "run.json").read_text("utf-8")),
         "config": {
             "model": {"class_path": model["class_path"], **model["init_args"]},
             "data": {k: v for k, v in data["init_args"].items() if k != "cache_dir"},
@@ -113,15 +99,27 @@ def read_test(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return sources, hypotheses, references
 
 
-def hardware() -> dict[str, Any]:
-    """The machine, as far as it decides how long something takes."""
+def circumstances() -> dict[str, Any]:
+    """Versions, and the machine as far as it decides how long something takes."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+    modules = (torch, lightning, litseq, sacrebleu, sentencepiece)
+    return {
+        "hardware": {
+            "cpu": cpu,
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "gpus": gpus,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{module.__name__: module.__version__ for module in modules},
+        },
+    }
 
 
 def _training(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
@@ -133,17 +131,19 @@ def _training(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     datamodule.prepare_data()
     datamodule.setup("fit")
     src, tgt = datamodule.train_dataloader().num_tokens
-    steps = [int(row["step"]) + 1 for row in validated]
     epochs = [int(row["epoch"]) + 1 for row in validated]
     curve = {
         name: [round(float(row[f"val/{name}"]), 4) for row in validated if row.get(f"val/{name}")]
         for name in ("nll", "bleu")
     }
+    end = checkpoints.read(folder / "checkpoints/last.ckpt")
+    # batches of an epoch may be one too few for a step, so steps are no whole number of epochs
+    done = end["global_step"] / ((int(validated[-1]["step"]) + 1) / epochs[-1])
     return {
-        "steps": max(steps, default=0),
-        "epochs": max(epochs, default=0),
-        "src_tokens": src * max(epochs, default=0),
-        "tgt_tokens": tgt * max(epochs, default=0),
+        "steps": end["global_step"],
+        "epochs": round(done, 2),
+        "src_tokens": round(src * done),
+        "tgt_tokens": round(tgt * done),
         "tgt_tokens_per_epoch": tgt,
         "val": {"epoch": epochs, **{k: v for k, v in curve.items() if v}},
     }

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 
 import lesson_measures as measures
 import lesson_pictures as pictures
@@ -28,10 +28,8 @@ from litseq.fonts import choose_fonts
 from recipes import RECIPES
 from reproduce import RUNS, run
 from reproduce_pages import RECORDS, write_pages
-from reproduce_records import hardware
 
 ASSETS = Path("docs/assets")
-SECONDS = Path("docs/results/teacher.json")
 # the slowest alone, the other two one after the other
 LANES = (("rnn-attention",), ("rnn", "transformer"))
 
@@ -39,16 +37,14 @@ LANES = (("rnn-attention",), ("rnn", "transformer"))
 def train(options: list[str]) -> None:
     """Trains, tests and records the three, in two lanes."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # what the records say of the commands, too
 
     def lane(names: tuple[str, ...]) -> None:
         for name in names:
             run(RECIPES[f"teacher-{name}"], 1, label="", options=options)
 
-    start = time.monotonic()
     with ThreadPoolExecutor(len(LANES)) as pool:
         list(pool.map(lane, LANES))
-    record = {"seconds": round(time.monotonic() - start), "options": options, **hardware()}
-    SECONDS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def draw() -> None:

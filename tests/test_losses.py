@@ -56,7 +56,7 @@ def test_refuses_smoothing_out_of_range(logits, labels, value):
 def test_pieces_add_up(logits, labels, monkeypatch):
     whole = token_loss(logits, labels, label_smoothing=0.1)
     expected = torch.autograd.grad(whole.loss, logits)[0]
-    monkeypatch.setitem(losses._PIECE, False, 3 * V)  # ten rows in pieces of three
+    monkeypatch.setitem(losses._PIECE, True, 3 * V)  # ten rows in pieces of three
     pieces = token_loss(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(pieces, whole)
     torch.testing.assert_close(torch.autograd.grad(pieces.loss, logits)[0], expected)
@@ -82,7 +82,7 @@ def _divergence(logits, other, labels):
 
 @pytest.mark.parametrize("piece", [3 * V, 1000 * V])  # ten rows in pieces of three, and at once
 def test_divergence_equals_torch(logits, other, labels, monkeypatch, piece):
-    monkeypatch.setitem(losses._PIECE, False, piece)
+    monkeypatch.setitem(losses._PIECE, True, piece)
     ours, expected = (f(logits, other, labels) for f in (symmetric_kl, _divergence))
     torch.testing.assert_close(ours, expected)
     for one, two in zip(
@@ -103,3 +103,20 @@ def test_divergence_of_half_precision_is_summed_in_float32(labels):
     ours = symmetric_kl(logits, other, labels)
     torch.testing.assert_close(ours, symmetric_kl(logits.float(), other.float(), labels))
     assert ours.dtype == torch.float32
+
+
+def test_what_torch_makes_of_odd_logits(logits, labels):
+    """No probability for another token, nonsense where nothing counts, and nothing at all."""
+    with torch.no_grad():
+        logits[0, 0] = -torch.inf
+        logits[0, 0, labels[0, 0]] = 1.0
+        logits[1, 3:] = torch.nan  # padding
+    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    assert expected.isfinite()
+    torch.testing.assert_close(token_loss(logits, labels).loss, expected)
+
+    empty = torch.empty(0, T, V, requires_grad=True)
+    found = token_loss(empty, torch.empty(0, T, dtype=torch.int64), label_smoothing=0.1)
+    found.loss.backward()
+    assert (found.loss, found.num_tokens) == (0, 0)
+    assert symmetric_kl(empty, empty, torch.empty(0, T, dtype=torch.int64)) == 0

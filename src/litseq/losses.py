@@ -102,8 +102,9 @@ class _CrossEntropy(torch.autograd.Function):
         nll, uniform = [], []
         for z, y, keep in _pieces(logits, labels):
             log_probs = z.log_softmax(-1, dtype=_compute_dtype(z))
-            nll.append(-(log_probs.gather(-1, y)[:, 0] * keep).sum())
-            uniform.append(-(log_probs.mean(-1) * keep).sum())
+            nll.append(-_sum(log_probs.gather(-1, y)[:, 0], keep))
+            # without smoothing, a logit of -inf elsewhere is no matter
+            uniform.append(-_sum(log_probs.mean(-1), keep) if label_smoothing else nll[-1])
         nll_sum, uniform_sum = torch.stack(nll).sum(), torch.stack(uniform).sum()
         ctx.mark_non_differentiable(nll_sum)
         return (1.0 - label_smoothing) * nll_sum + label_smoothing * uniform_sum, nll_sum
@@ -141,7 +142,7 @@ class _SymmetricKL(torch.autograd.Function):
         sums = []
         for z, _, keep, w in _pieces(logits, labels, other):
             p, q, log_ratio = _probs_and_log_ratio(z, w)
-            sums.append((((p - q) * log_ratio).sum(-1) * keep).sum())
+            sums.append(_sum(((p - q) * log_ratio).sum(-1), keep))
         return torch.stack(sums).sum()
 
     @staticmethod
@@ -170,16 +171,20 @@ def _probs_and_log_ratio(logits: Tensor, other: Tensor) -> tuple[Tensor, Tensor,
 
 def _pieces(logits: Tensor, labels: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Splits rows into pieces of a few megabytes: logits, labels to gather, which ones count."""
-    rows = max(1, _PIECE[logits.is_cuda] // logits.size(-1))
+    rows = max(1, _PIECE[logits.device.type == "cpu"] // logits.size(-1))
     keep = labels != IGNORE
     columns = labels.masked_fill(~keep, 0)[:, None]
-    for start in range(0, len(labels), rows):
+    for start in range(0, max(1, len(labels)), rows):
         yield tuple(tensor[start : start + rows] for tensor in (logits, columns, keep, *more))
 
 
-_PIECE = {False: 2**18, True: 2**26}
-"""Elements of a piece, by whether they are on a GPU: few enough for a processor's cache; enough to
-keep a GPU busy while the next piece is on its way."""
+_PIECE = {True: 2**18, False: 2**26}
+"""Elements of a piece, by whether they are on a CPU: few enough for a processor's cache; enough to
+keep an accelerator busy while the next piece is on its way."""
+
+
+def _sum(values: Tensor, keep: Tensor) -> Tensor:
+    return values.masked_fill(~keep, 0).sum()
 
 
 def _compute_dtype(logits: Tensor) -> torch.dtype:

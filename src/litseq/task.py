@@ -64,7 +64,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         label_smoothing: Share of the target distribution that is spread over all tokens.
         r_drop: Weight of R-Drop (Liang et al. 2021; there 5 for translation): each training batch
             passes twice, with two draws of dropout, and what the two predict shall agree. A step
-            takes twice the time and the memory; 0: none.
+            is twice the work, and ``train/loss`` has the disagreement in it; 0: none.
         optimizer: Adam, or AdamW with decoupled weight decay.
         lr: Peak learning rate. The paper's formula peaks at (d_model * warmup_steps) ** -0.5.
         betas: Adam's decay rates of the first and second moment.

@@ -146,7 +146,11 @@ def test_missing_files_are_named(run, elsewhere):
     ("words", "message"),
     [
         (("one",), "one alone: a comparison needs two systems, baseline first"),
-        (("one", "two", "one"), "one is given twice"),
+        (("one", "two", "one/"), "one/ is given twice"),
+        (
+            ("one", "two", "--json", "two/test/hypotheses.txt"),
+            "two/test/hypotheses.txt is compared itself; write to another file",
+        ),
         (("one", "two", "--method", "t"), "--method: method must be one of 'bs', 'ar', got 't'"),
         (("one", "two", "--metrics", "wer"), "--metrics: invalid choice: 'wer'"),
         (("one", "two", "--legacy", "x"), "--legacy: invalid choice: 'x'"),

@@ -33,6 +33,7 @@ def prepared(name, text, tgt_lang="de"):
         ("iwslt14", "en", "Ein Hund. Er läuft.", "ein hund . er läuft ."),
         ("iwslt14", "en", "It’s “so” – Mr. Be.", "it 's “ so ” – mr. be ."),
         ("wmt14-compound-split", "de", "Der Rich-Text.", "Der Rich ##AT##-##AT## Text ."),
+        ("pretokenised", "xx", "it &apos;s well @-@ known .", "it &apos;s well @-@ known ."),
         # as Perl's substitution: a letter between two hyphens belongs to the first
         ("wmt14-compound-split", "de", "A-b-c - ab-cd-e", "A ##AT##-##AT## b-c - ab ##AT##-##AT## "
          "cd ##AT##-##AT## e"),

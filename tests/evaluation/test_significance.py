@@ -135,3 +135,11 @@ def test_one_system_and_other_lengths_are_refused():
         compare({"a": ["a"], "b": ["b", "c"]}, ["a"])
     with pytest.raises(TypeError, match="got one string"):
         compare({"a": "a", "b": ["b"]}, ["a"])
+
+
+def test_a_seed_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "abc")
+    with pytest.raises(
+        ValueError, match="SACREBLEU_SEED must be a whole number or 'none', got 'abc'"
+    ):
+        corpus_scores(["a b"], ["a b"], confidence=True)

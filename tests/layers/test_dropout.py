@@ -57,6 +57,11 @@ def test_an_empty_tensor_and_one_out_of_order():
     torch.testing.assert_close(y, torch.where(y == 0, 0, 2 * x))
 
 
+def test_in_place_is_torchs():
+    x = torch.ones(100)
+    assert Dropout(0.5, inplace=True)(x) is x
+
+
 def test_compiles():
     torch.manual_seed(0)
     x = torch.ones(10_000)

@@ -1,9 +1,15 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from litseq.layers.masks import causal_mask, padding_to_attention_mask
-from litseq.layers.multihead import MultiheadAttention, attention_weights
+from litseq.layers.multihead import (
+    DotProductAttention,
+    MultiheadAttention,
+    _without_cudnn,
+    attention_weights,
+)
 
 B, S, T, D, H = 2, 7, 5, 12, 3
 
@@ -95,3 +101,43 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(layer(x, x)[0], layer(x, x)[0])
     layer.eval()
     torch.testing.assert_close(layer(x, x)[0], layer(x, x)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_training_in_bfloat16_equals_the_fused_product(is_causal):
+    torch.manual_seed(0)
+    product = DotProductAttention("encoder")
+    q, k, v = torch.randn(3, 2, 3, 5, 8, dtype=torch.bfloat16).unbind(0)
+    mask = (
+        None if is_causal else (torch.rand(2, 1, 1, 5) < 0.7).index_fill(3, torch.tensor(0), True)
+    )
+    found = []
+    for training in (True, False):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = product.train(training)(*leaves, attn_mask=mask, is_causal=is_causal)
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+        found.append([out, *(x.grad for x in leaves)])
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(plain.float(), fused.float(), atol=0.05, rtol=0.03)
+
+
+def test_training_in_bfloat16_drops_weights():
+    torch.manual_seed(0)
+    product = DotProductAttention("encoder", dropout=0.5)
+    q, k = torch.randn(2, 1, 1, 400, 8, dtype=torch.bfloat16).unbind(0)
+    v = torch.eye(400, dtype=torch.bfloat16)[None, None]  # the output is the weights
+    kept = (product(q, k, v) != 0).float().mean().item()
+    assert abs(kept - 0.5) < 0.01
+
+
+def test_only_cudnns_kernel_is_left_out():
+    cuda = torch.backends.cuda
+    names = ("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled")
+    with _without_cudnn():
+        assert not cuda.cudnn_sdp_enabled()
+        assert all(getattr(cuda, name)() for name in names)
+    with sdpa_kernel(SDPBackend.MATH), _without_cudnn():  # somebody's choice
+        assert [getattr(cuda, name)() for name in names] == [False, False, True]
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION), _without_cudnn():
+        assert cuda.cudnn_sdp_enabled()

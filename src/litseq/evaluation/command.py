@@ -70,9 +70,12 @@ def main(
     out = _output(json)
     if len(paths) < 2:
         raise ValueError(f"{paths[0]} alone: a comparison needs two systems, baseline first.")
-    if twice := [path for number, path in enumerate(paths) if path in paths[:number]]:
+    resolved = [Path(path).resolve() for path in paths]
+    if twice := [paths[i] for i, path in enumerate(resolved) if path in resolved[:i]]:
         raise ValueError(f"{twice[0]} is given twice; give each system once.")
     files = [_files(Path(path), references) for path in paths]
+    if out is not None and out.resolve() in {file.resolve() for pair in files for file in pair}:
+        raise ValueError(f"{out} is compared itself; write to another file.")
     agreed = _read(files[0][1])
     systems = {}
     for path, (hypotheses, own) in zip(paths, files, strict=True):

@@ -68,6 +68,10 @@ def score(
     if not num_resamples:
         return result, None
     seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
+    if seed != "none" and not seed.isdecimal():
+        raise ValueError(
+            f"SACREBLEU_SEED must be a whole number or 'none', got {seed!r}; unset it for 12345."
+        )
     rng = np.random.default_rng(None if seed == "none" else int(seed))
     rows = np.array(statistics, dtype=np.float32)  # as sacreBLEU; (sentences, counts)
     size = len(rows)

@@ -38,6 +38,7 @@ class LegacyBleu:
         normalise: Whether Moses' ``normalize-punctuation`` comes before the tokenizer.
         split_compounds: Whether "rich-text" becomes "rich ##AT##-##AT## text".
         plain_apostrophe: Whether the apostrophe of print becomes that of a typewriter.
+        tokenise: Whether Moses cuts the words; else they are what spaces part.
     """
 
     description: str
@@ -45,9 +46,15 @@ class LegacyBleu:
     normalise: bool = False
     split_compounds: bool = False
     plain_apostrophe: bool = False
+    tokenise: bool = True
 
 
 LEGACY = {
+    "pretokenised": LegacyBleu(
+        "BLEU on words as they stand, for a corpus that came tokenised and a model that was "
+        "trained on it so (multi-bleu.perl on such a corpus).",
+        tokenise=False,
+    ),
     "tokenised": LegacyBleu("Cased BLEU on text tokenised by Moses (multi-bleu.perl)."),
     "multi30k": LegacyBleu(
         "Lower-cased, punctuation-normalised, Moses-tokenised BLEU, in this order: Multi30k as "
@@ -122,8 +129,9 @@ def legacy_bleu(
     """
     check_pairs(hypotheses, references)
     metric, signature = legacy_metric(name, tgt_lang=tgt_lang)
-    warn_if_tokenised("the hypotheses", hypotheses)
-    warn_if_tokenised("the references", references)
+    if LEGACY[name].tokenise:
+        warn_if_tokenised("the hypotheses", hypotheses)
+        warn_if_tokenised("the references", references)
     resamples = NUM_RESAMPLES if confidence else 0
     result: Any  # sacreBLEU's BLEUScore
     result, interval = score(metric, hypotheses, references, num_resamples=resamples)
@@ -157,15 +165,16 @@ def legacy_metric(name: str, *, tgt_lang: str | None) -> tuple[Metric, str]:
     """
     if name not in LEGACY:
         raise ValueError(f"there is no legacy BLEU {name!r}; choose among {', '.join(LEGACY)}.")
-    prepare, version = _preparation(name, _moses_language(tgt_lang))
+    variant = LEGACY[name]
+    language = _moses_language(tgt_lang) if variant.tokenise else ""
+    prepare, version = _preparation(name, language)
     metric = BLEU(tokenize="none", force=True, smooth_method="none")
     metric.tokenizer = prepare
-    variant = LEGACY[name]
     parts = {
         "legacy": name,
         "case": "mixed" if variant.lowercase == "no" else f"lc-{variant.lowercase}",
         "norm": "moses" if variant.normalise else "apos" if variant.plain_apostrophe else "no",
-        "tok": f"moses-{_moses_language(tgt_lang)}",
+        "tok": f"moses-{language}" if variant.tokenise else "none",
         "compounds": "split" if variant.split_compounds else "whole",
         "smooth": "none",
         "sacremoses": version,
@@ -197,6 +206,8 @@ def _moses_language(code: str | None) -> str:
 
 @functools.cache  # the tokenizer compiles its expressions anew each time
 def _preparation(name: str, language: str) -> tuple[Callable[[str], str], str]:
+    if not LEGACY[name].tokenise:
+        return str, "no"
     sacremoses, variant = _sacremoses(), LEGACY[name]
     tokenizer = sacremoses.MosesTokenizer(language)
     normalizer = sacremoses.MosesPunctNormalizer(language)
