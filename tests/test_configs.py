@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 FILES = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "configs").rglob("*.yaml"))}
 CONTENTS = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 EXPERIMENTS = [
-    name for name, content in CONTENTS.items() if "class_path" in content.get("model", {})
+    name
+    for name, content in CONTENTS.items()
+    if "class_path" in content.get("model", {}) and "data" in content
 ]
 OVERLAYS = [name for name in FILES if name not in EXPERIMENTS]
 
