@@ -179,6 +179,38 @@ def test_a_command_that_fails_ends_it(place, capfd):
     assert not list(Path("lightning_logs/reproduce/mini/seed-1").glob("*.done"))
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "gpus", "said"),
+    [
+        ("cpu", "2", ["H"], "EPYC, 2 cores: 2 processes of 1 thread"),
+        ("auto", "auto", [], "EPYC, 2 cores: 1 thread"),
+        ("auto", "auto", ["H", "H"], "2 x H"),
+        ("gpu", 1, ["H", "H"], "H"),
+    ],
+)
+def test_the_machine_is_what_was_used_of_it(accelerator, devices, gpus, said):
+    hardware = {"cpu": "EPYC", "cores": 2, "threads": 1, "gpus": gpus}
+    trainer = {"accelerator": accelerator, "devices": devices}
+    assert pages._machine({"hardware": hardware, "config": {"trainer": trainer}}) == said
+
+
+def test_reached_is_said_of_the_mean_of_all_runs():
+    def record(seed, bleu):
+        return {
+            "recipe": "mini", "seed": seed, "label": "", "scores": {"bleu": 1.0},
+            "legacy": {"bleu": bleu}, "training": {"parameters": 1e6},
+            "hardware": {"cpu": "EPYC", "cores": 2, "threads": 1, "gpus": []},
+            "config": {"trainer": {"accelerator": "cpu", "devices": 1}},
+        }  # fmt: skip
+
+    recipe = Recipe(
+        "mini", "", (), legacy="multi30k", published=Published(40.0, "multi30k", 0.0, "nobody")
+    )
+    for scores, said in (((41.0, 39.5), "reached"), ((41.0, 38.0), "not reached")):
+        row = pages._recipe_row(recipe, [record(i, bleu) for i, bleu in enumerate(scores)])
+        assert row[5] == f"40.0 multi30k, {said}"
+
+
 # ---- what is in the repository ----
 
 
