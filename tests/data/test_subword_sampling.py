@@ -63,6 +63,7 @@ OPTIONS = {
     "digits": {"split_digits": True},
     "symbols": {"user_defined_symbols": ["<2zh>", "<2", "zh", ">", "ing", "\u2581x", "狗有"]},
     "nfkc": {"normalization_rule_name": "nmt_nfkc"},
+    "lower case": {"normalization_rule_name": "nmt_nfkc_cf"},
     "across words": {"split_by_whitespace": False},
     "space last": {"treat_whitespace_as_suffix": True},
     "all spaces": {"remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True},

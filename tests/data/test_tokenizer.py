@@ -113,6 +113,13 @@ def test_normalization_replaces_full_width_punctuation():
     assert other.decode(other.encode_target([text])[0]) == "猫有条腿,对吗?"
 
 
+def test_case_folding_makes_one_piece_of_two():
+    tokenizer = train(normalization="nmt_nfkc_cf")
+    upper, lower = tokenizer.encode_source(["THE Dog", "the dog"])
+    assert upper == lower
+    assert tokenizer.decode_source(upper) == "the dog"
+
+
 @pytest.mark.parametrize("model_type", ["bpe", "unigram", "char"])
 def test_training_is_deterministic(model_type):
     options = {"model_type": model_type, "vocab_size": 59}

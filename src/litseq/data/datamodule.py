@@ -70,7 +70,8 @@ class TranslationDataModule(L.LightningDataModule):
             learned by heart.
         user_symbols: Texts that are always one piece, such as language tags.
         normalization: What the trained tokenizer does to texts before it cuts them. With
-            ``identity`` alone can an output hold full-width punctuation or no-break spaces.
+            ``identity`` alone can an output hold full-width punctuation or no-break spaces; with
+            ``nfkc_cf`` and ``nmt_nfkc_cf`` sources and outputs are in lower case.
         subword_sampling: Randomness of cutting training texts anew in each epoch: dropout
             probability for ``bpe`` (0.1 is usual), exponent for ``unigram``; 0: none. Sampled cuts
             are longer and may exceed ``max_tokens`` a little.

@@ -18,7 +18,7 @@ from litseq.data.subword_sampling import SubwordSampler
 __all__ = ["ModelType", "Normalization", "TranslationTokenizer"]
 
 ModelType = Literal["bpe", "unigram", "char", "word"]
-Normalization = Literal["identity", "nfkc", "nmt_nfkc"]
+Normalization = Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
 
 _SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")
 # SentencePiece's own default. The unigram trainer adds up its counts per thread, so the number is
@@ -103,7 +103,7 @@ class TranslationTokenizer:
             normalization: What is done to every text before it is cut. ``identity`` leaves it alone
                 but for spaces at its ends and repeated ones, so that an output can equal its
                 reference; the others also replace compatibility characters, such as full-width
-                punctuation and no-break spaces.
+                punctuation and no-break spaces, and those in ``_cf`` fold case.
             src_lang: Name of the source language.
             tgt_lang: Name of the target language.
 
