@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["RECIPES", "Published", "Recipe"]
+__all__ = ["LANES", "RECIPES", "Published", "Recipe", "Translated"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,9 @@ _ABLATION: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
+
+# The teacher's three models, two at a time: the slowest alone, the others one after the other.
+LANES = (("teacher-rnn-attention",), ("teacher-rnn", "teacher-transformer"))
 
 _ALL = (
     Recipe(

@@ -13,7 +13,7 @@ import matplotlib
 from doc_tables import fill
 from lesson_pictures import STYLE, by_length_of_seeds, save
 from litseq.evaluation import compare
-from recipes import RECIPES, Recipe
+from recipes import LANES, RECIPES, Recipe
 
 __all__ = ["RECORDS", "compare_runs", "read_records", "write_pages"]
 
@@ -100,8 +100,12 @@ def write_pages() -> None:
     fill(PAGE, "comparisons", _COMPARED, rows)
     ablated = [record for record in records if record["recipe"].startswith("ablation-")]
     fill(PAGE, "ablation", _ABLATED, [_ablated_row(record, compared) for record in ablated])
-    taught = [record for record in records if record["recipe"].startswith("teacher-")]
-    fill(PAGE, "teacher", _TAUGHT, map(_taught_row, taught))
+    taught = {r["recipe"]: r for r in records if r["recipe"].startswith("teacher-")}
+    rows = [_taught_row(record) for record in taught.values()]
+    if len(taught) == len(sum(LANES, ())):
+        minutes = max(sum(map(_minutes, map(taught.get, lane))) for lane in LANES)
+        rows.append(["all three, two at a time", "", f"{minutes:.1f}", "", "", "", ""])
+    fill(PAGE, "teacher", _TAUGHT, rows)
     tables = {
         name: [r["by_length"] for r in records if r["recipe"] == f"multi30k-{kind}"]
         for name, kind in (
@@ -142,7 +146,6 @@ def _recipe_row(recipe: Recipe, records: Iterable[dict[str, Any]]) -> list[str]:
 
 def _run_row(record: dict[str, Any]) -> list[str]:
     scores, legacy, training = record["scores"], record.get("legacy"), record["training"]
-    seconds = [value for value in record["seconds"].values() if value is not None]
     return [
         f"{record['recipe']}, {_run(record)}",
         _with_interval(scores),
@@ -151,7 +154,7 @@ def _run_row(record: dict[str, Any]) -> list[str]:
         f"{training['steps']:,}",
         f"{training['tgt_tokens'] / 1e6:.1f}M",
         f"{record['seconds']['fit'] / 60:.1f}",
-        f"{sum(seconds) / 60:.1f}",
+        f"{_minutes(record):.1f}",
         record["config"]["trainer"]["precision"] or "32-true",
         _machine(record),
         record["note"],
@@ -184,7 +187,7 @@ def _taught_row(record: dict[str, Any]) -> list[str]:
     return [
         RECIPES[record["recipe"]].title.partition(": ")[2],
         f"{record['training']['parameters'] / 1e6:.1f}M",
-        f"{record['seconds']['fit'] / 60:.1f}",
+        f"{_minutes(record):.1f}",
         f"{record['scores']['bleu']:.1f}",
         f"{record['scores']['exact_match']:.1f}",
         *(f"{table['bleu'][i]:.1f} ({table['bins'][i]} words)" for i in (0, -1)),
@@ -200,6 +203,11 @@ def _p(found: dict[str, Any]) -> str:
     if found["scores"][0] == found["scores"][1]:
         return ""
     return "< 0.001" if found["p"] < 0.001 else f"{found['p']:.3f}"
+
+
+def _minutes(record: dict[str, Any] | None) -> float:
+    """Of all commands of a run."""
+    return sum(value or 0 for value in record["seconds"].values()) / 60 if record else 0.0
 
 
 def _with_interval(scores: dict[str, Any]) -> str:

@@ -25,13 +25,11 @@ import lesson_measures as measures
 import lesson_pictures as pictures
 import litseq
 from litseq.fonts import choose_fonts
-from recipes import RECIPES
+from recipes import LANES, RECIPES
 from reproduce import RUNS, run
 from reproduce_pages import RECORDS, write_pages
 
 ASSETS = Path("docs/assets")
-# the slowest alone, the other two one after the other
-LANES = (("rnn-attention",), ("rnn", "transformer"))
 
 
 def train(options: list[str]) -> None:
@@ -41,7 +39,7 @@ def train(options: list[str]) -> None:
 
     def lane(names: tuple[str, ...]) -> None:
         for name in names:
-            run(RECIPES[f"teacher-{name}"], 1, label="", options=options)
+            run(RECIPES[name], 1, label="", options=options)
 
     with ThreadPoolExecutor(len(LANES)) as pool:
         list(pool.map(lane, LANES))
@@ -52,8 +50,10 @@ def draw() -> None:
     records: dict[str, Any] = {}
     for names in LANES:
         for name in names:
-            file = RECORDS / f"teacher-{name}-1.json"
-            records[name.replace("-", "_")] = json.loads(file.read_text("utf-8"))
+            file = RECORDS / f"{name}-1.json"
+            records[name.removeprefix("teacher-").replace("-", "_")] = json.loads(
+                file.read_text("utf-8")
+            )
     checkpoint = RUNS / "teacher-rnn-attention/seed-1/checkpoints/best.ckpt"
     module = litseq.Seq2Seq.load_from_checkpoint(checkpoint)
     example = measures.Example.of(module, measures.SENTENCE)
