@@ -22,11 +22,8 @@ PAGE = Path("docs/reproduce.md")
 PICTURES = Path("docs/assets")
 COMPARISONS = RECORDS / "comparisons.json"
 
-_RECIPES = ("recipe", "parameters", "runs", "BLEU", "legacy BLEU", "published", "trained on")
-_RUNS = (
-    "run", "BLEU, 95 %", "chrF2", "legacy BLEU, 95 %", "steps", "target tokens", "minutes to train",
-    "minutes in all", "precision", "machine", "note",
-)  # fmt: skip
+_RECIPES = ("recipe", "what it is", "parameters", "runs", "BLEU", "legacy BLEU", "published")
+_RUNS = ("run", "BLEU, 95 %", "legacy BLEU, 95 %", "target tokens", "minutes", "machine", "note")
 _COMPARED = ("run", "metric", "system", "score", "against", "score", "p", "does it hold?")
 _ABLATED = ("what is different", "parameters", "nats per token, val", "BLEU", "legacy BLEU", "p")
 _TAUGHT = ("model", "parameters", "minutes", "BLEU", "exact match, %", "shortest", "longest")
@@ -124,7 +121,7 @@ def _recipe_row(recipe: Recipe, records: Iterable[dict[str, Any]]) -> list[str]:
     goal = f"{published.score} {published.metric}" if published else ""
     if not found:
         state = f"not run here: it needs {recipe.needs}" if recipe.needs else "not run yet"
-        return [recipe.title, "", "", "", "", goal, state]
+        return [f"`{recipe.name}`", recipe.title, "", state, "", "", goal]
     bleu = [record["scores"]["bleu"] for record in found]
     legacy = [record["legacy"]["bleu"] for record in found if "legacy" in record]
     if published:
@@ -132,31 +129,26 @@ def _recipe_row(recipe: Recipe, records: Iterable[dict[str, Any]]) -> list[str]:
         reached = ours >= published.score - published.tolerance
         goal += ", reached" if reached else ", not reached"
     return [
-        f"`{recipe.name}`: {recipe.title}",
+        f"`{recipe.name}`",
+        recipe.title,
         f"{found[0]['training']['parameters'] / 1e6:.1f}M",
-        ", ".join(
-            f"{record['seed']}{record['label'] and ' '}{record['label']}" for record in found
-        ),
-        _mean([record["scores"]["bleu"] for record in found]),
+        ", ".join(map(_run, found)),
+        _mean(bleu),
         _mean(legacy) if legacy else "",
         goal,
-        "; ".join(sorted({_machine(record) for record in found})),
     ]
 
 
 def _run_row(record: dict[str, Any]) -> list[str]:
-    scores, legacy, training = record["scores"], record.get("legacy"), record["training"]
+    legacy, training = record.get("legacy"), record["training"]
+    precision = record["config"]["trainer"]["precision"] or "32-true"
     return [
         f"{record['recipe']}, {_run(record)}",
-        _with_interval(scores),
-        f"{scores['chrf']:.1f}",
+        _with_interval(record["scores"]),
         _with_interval(legacy) if legacy else "",
-        f"{training['steps']:,}",
-        f"{training['tgt_tokens'] / 1e6:.1f}M",
-        f"{record['seconds']['fit'] / 60:.1f}",
+        f"{training['tgt_tokens'] / 1e6:.1f}M in {training['steps']:,} steps",
         f"{_minutes(record):.1f}",
-        record["config"]["trainer"]["precision"] or "32-true",
-        _machine(record),
+        f"{_machine(record)}; {precision}",
         record["note"],
     ]
 
@@ -217,7 +209,9 @@ def _with_interval(scores: dict[str, Any]) -> str:
 
 def _mean(values: Sequence[float]) -> str:
     mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{mean} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _run(record: dict[str, Any]) -> str:

@@ -136,7 +136,7 @@ def test_from_data_to_the_page(place):
     assert compared["mini-drop-seed-3-bleu"]["holds"] is False  # the same outputs
     pages.write_pages()
     text = (folder / "docs/reproduce.md").read_text()
-    assert "`mini-drop`: title of mini-drop" in text
+    assert "| `mini-drop` | title of mini-drop |" in text
     assert "99.0 multi30k, not reached" in text
     assert f"| {record['legacy']['bleu']:.2f} (" in text
     pages.write_pages()
@@ -208,7 +208,7 @@ def test_reached_is_said_of_the_mean_of_all_runs():
     )
     for scores, said in (((41.0, 39.5), "reached"), ((41.0, 38.0), "not reached")):
         row = pages._recipe_row(recipe, [record(i, bleu) for i, bleu in enumerate(scores)])
-        assert row[5] == f"40.0 multi30k, {said}"
+        assert row[6] == f"40.0 multi30k, {said}"
 
 
 # ---- what is in the repository ----

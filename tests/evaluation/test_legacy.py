@@ -120,9 +120,7 @@ def test_every_variant_says_what_it_does():
 
 
 def test_unknown_variant_is_refused():
-    with pytest.raises(
-        ValueError, match="no legacy BLEU 'x'; choose among pretokenised, t"
-    ):
+    with pytest.raises(ValueError, match="no legacy BLEU 'x'; choose among pretokenised, t"):
         legacy_bleu(["a"], ["a"], name="x", tgt_lang="de")
 
 
