@@ -100,7 +100,9 @@ def _remember(folder: Path, recipe: Recipe, *, options: list[str], note: str) ->
     """Writes down how a run began; one that goes on must be the same."""
     file = folder / "run.json"
     mine = {"configs": list(recipe.configs), "options": [*recipe.options, *options]}
-    if not file.exists():
+    if not file.exists() or not (folder / "checkpoints").exists():  # or it failed at once
+        for seconds in folder.glob("*.seconds"):
+            seconds.unlink()
         began = {**mine, "note": note, **circumstances()}
         file.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
         return
@@ -179,7 +181,7 @@ def main() -> None:
     for name in args.recipes:
         recipe = RECIPES[name]
         if recipe.needs:
-            parser.error(f"{name} was never run here: it needs {recipe.needs}; see its header.")
+            print(f"{name} has not been run by us: it needs {recipe.needs}.", flush=True)
         for seed in args.seeds or recipe.seeds:
             file = run(recipe, seed, label=args.label, options=options, note=args.note)
             print(file, flush=True)

@@ -176,7 +176,12 @@ def test_goes_on_after_a_stop(place):
 def test_a_command_that_fails_ends_it(place, capfd):
     with pytest.raises(SystemExit, match=r"litseq fit .* failed[\s\S]*d_mdel"):
         reproduce.run(Recipe("mini", "", ("mini.yaml",)), 1, label="", options=["--model.d_mdel=3"])
-    assert not list(Path("lightning_logs/reproduce/mini/seed-1").glob("*.done"))
+    run = Path("lightning_logs/reproduce/mini/seed-1")
+    assert not list(run.glob("*.done"))
+    # what failed at once may begin with other options
+    reproduce._remember(run, Recipe("mini", "", ("mini.yaml",)), options=["--x"], note="")
+    assert json.loads((run / "run.json").read_text())["options"] == ["--x"]
+    assert not list(run.glob("*.seconds"))
 
 
 @pytest.mark.parametrize(
