@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from litseq import losses
-from litseq.losses import symmetric_kl, token_loss
+from litseq.losses import r_drop_loss, token_loss
 
 B, T, V = 2, 5, 23
 
@@ -69,40 +69,51 @@ def test_gradient_is_the_derivative(logits, labels):
 
 
 @pytest.fixture
-def other():
-    return torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+def twice():
+    return torch.randn(2 * B, T, V, dtype=torch.float64, requires_grad=True)
 
 
-def _divergence(logits, other, labels):
-    """KL(p || q) + KL(q || p) by torch, over the labelled places."""
-    p, q = (x[labels != -100].log_softmax(-1) for x in (logits, other))
-    kl = F.kl_div(q, p, reduction="sum", log_target=True)
-    return kl + F.kl_div(p, q, reduction="sum", log_target=True)
+def _r_drop(logits, labels, *, label_smoothing, weight):
+    """The same by torch: half of the paper's sum over two passes."""
+    kept = labels != -100
+    passes = [x[kept] for x in logits.chunk(2)]
+    p, q = (x.log_softmax(-1) for x in passes)
+    loss = sum(
+        F.cross_entropy(x, labels[kept], label_smoothing=label_smoothing, reduction="sum")
+        for x in passes
+    )
+    kl = sum(F.kl_div(a, b, reduction="sum", log_target=True) for a, b in ((p, q), (q, p)))
+    return (loss + weight / 2 * kl) / 2
 
 
 @pytest.mark.parametrize("piece", [3 * V, 1000 * V])  # ten rows in pieces of three, and at once
-def test_divergence_equals_torch(logits, other, labels, monkeypatch, piece):
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1, "weight": 5.0},
+                                     {"label_smoothing": 0.0, "weight": 0.7}])  # fmt: skip
+def test_r_drop_equals_torch(twice, labels, monkeypatch, piece, options):
     monkeypatch.setitem(losses._PIECE, True, piece)
-    ours, expected = (f(logits, other, labels) for f in (symmetric_kl, _divergence))
-    torch.testing.assert_close(ours, expected)
-    for one, two in zip(
-        torch.autograd.grad(3 * ours, (logits, other)),
-        torch.autograd.grad(3 * expected, (logits, other)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, two)
-        assert (one[labels == -100] == 0).all()
+    loss, nll, num_tokens = r_drop_loss(twice, labels, **options)
+    expected = _r_drop(twice, labels, **options)
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(3 * x, twice)[0] for x in (loss, expected))
+    torch.testing.assert_close(ours, theirs)
+    assert (ours[torch.cat((labels, labels)) == -100] == 0).all()
+    both = token_loss(twice, torch.cat((labels, labels)))
+    torch.testing.assert_close(nll, both.nll / 2)
+    assert num_tokens == 8
 
 
-def test_equal_predictions_do_not_diverge(logits, labels):
-    assert symmetric_kl(logits, logits.clone(), labels) == 0
+def test_two_equal_passes_have_the_loss_of_one(logits, labels):
+    twice = torch.cat((logits, logits))
+    found = r_drop_loss(twice, labels, label_smoothing=0.1, weight=5.0)
+    torch.testing.assert_close(found, token_loss(logits, labels, label_smoothing=0.1))
 
 
-def test_divergence_of_half_precision_is_summed_in_float32(labels):
-    logits, other = torch.randn(2, B, T, V, dtype=torch.bfloat16)
-    ours = symmetric_kl(logits, other, labels)
-    torch.testing.assert_close(ours, symmetric_kl(logits.float(), other.float(), labels))
-    assert ours.dtype == torch.float32
+def test_r_drop_of_half_precision_is_summed_in_float32(labels):
+    twice = torch.randn(2 * B, T, V, dtype=torch.bfloat16)
+    found = r_drop_loss(twice, labels, label_smoothing=0.1, weight=5.0)
+    expected = r_drop_loss(twice.float(), labels, label_smoothing=0.1, weight=5.0)
+    torch.testing.assert_close(found, expected)
+    assert found.loss.dtype == torch.float32
 
 
 def test_what_torch_makes_of_odd_logits(logits, labels):
@@ -119,4 +130,5 @@ def test_what_torch_makes_of_odd_logits(logits, labels):
     found = token_loss(empty, torch.empty(0, T, dtype=torch.int64), label_smoothing=0.1)
     found.loss.backward()
     assert (found.loss, found.num_tokens) == (0, 0)
-    assert symmetric_kl(empty, empty, torch.empty(0, T, dtype=torch.int64)) == 0
+    none = torch.empty(0, T, dtype=torch.int64)
+    assert r_drop_loss(empty, none, label_smoothing=0.1, weight=5.0).loss == 0

@@ -1,4 +1,4 @@
-"""Losses, summed over tokens: label-smoothed cross-entropy, and R-Drop's divergence."""
+"""Losses, summed over tokens: label-smoothed cross-entropy, and R-Drop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "TokenLoss", "check_label_smoothing", "symmetric_kl", "token_loss"]
+__all__ = ["IGNORE", "TokenLoss", "check_label_smoothing", "r_drop_loss", "token_loss"]
 
 IGNORE = -100
 """The label of positions that count nothing, as in ``torch.nn.CrossEntropyLoss``."""
@@ -53,23 +53,31 @@ def token_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) 
     return TokenLoss(loss, nll, (labels != IGNORE).sum())
 
 
-def symmetric_kl(logits: Tensor, other: Tensor, labels: Tensor) -> Tensor:
-    """Sums KL(p || q) + KL(q || p) over every labelled token, in nats.
+def r_drop_loss(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, weight: float
+) -> TokenLoss:
+    """Sums the loss of a batch that passed twice, with two draws of dropout.
 
-    p and q are what the same model, with two draws of dropout, predicts for the same place: R-Drop
-    makes them agree.
+    To the mean cross-entropy of the two predictions p and q it adds how far they disagree,
+    weight / 4 * (KL(p || q) + KL(q || p)): half of what the paper adds up.
 
     Args:
-        logits: Of p, float (..., V); computed in float32 at least.
-        other: Of q, likewise.
-        labels: int64 (...); positions equal to -100 count nothing.
+        logits: float (2 B, ..., V), the second pass behind the first; computed in float32 at least.
+        labels: int64 (B, ...); positions equal to -100 count nothing.
+        label_smoothing: As in ``token_loss``.
+        weight: Of the disagreement; the paper's alpha.
+
+    Raises:
+        ValueError: If ``label_smoothing`` is out of range.
 
     Source: Liang et al. (2021), https://arxiv.org/abs/2106.14448.
     """
-    total: Tensor = _SymmetricKL.apply(  # type: ignore[no-untyped-call]
-        logits.flatten(0, -2), other.flatten(0, -2), labels.flatten()
+    check_label_smoothing(label_smoothing)
+    first, second = logits.flatten(0, -2).chunk(2)
+    loss, nll = _RDrop.apply(  # type: ignore[no-untyped-call]
+        first, second, labels.flatten(), label_smoothing, weight / 4
     )
-    return total
+    return TokenLoss(loss, nll, (labels != IGNORE).sum())
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
@@ -127,8 +135,8 @@ class _CrossEntropy(torch.autograd.Function):
         return grad, None, None
 
 
-class _SymmetricKL(torch.autograd.Function):
-    """Sums the divergences a few rows at a time, for the reason that ``_CrossEntropy`` does."""
+class _RDrop(torch.autograd.Function):
+    """Cross-entropy and divergence from one pass over the two logits, for the same reason."""
 
     @staticmethod
     def forward(
@@ -136,37 +144,50 @@ class _SymmetricKL(torch.autograd.Function):
         logits: Tensor,
         other: Tensor,
         labels: Tensor,
-    ) -> Tensor:
-        """Returns the sum, from logits (N, V) twice and labels (N,)."""
+        label_smoothing: float,
+        weight: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the sums of loss and of nll, from logits (N, V) twice and labels (N,)."""
         ctx.save_for_backward(logits, other, labels)
-        sums = []
-        for z, _, keep, w in _pieces(logits, labels, other):
-            p, q, log_ratio = _probs_and_log_ratio(z, w)
-            sums.append(_sum(((p - q) * log_ratio).sum(-1), keep))
-        return torch.stack(sums).sum()
+        ctx.label_smoothing, ctx.weight = label_smoothing, weight
+        nll, uniform, divergence = [], [], []
+        for z, y, keep, w in _pieces(logits, labels, other):
+            log_p, log_q = (x.log_softmax(-1, dtype=_compute_dtype(x)) for x in (z, w))
+            nll.append(-_sum((log_p.gather(-1, y) + log_q.gather(-1, y))[:, 0] / 2, keep))
+            mean = (log_p.mean(-1) + log_q.mean(-1)) / 2
+            uniform.append(-_sum(mean, keep) if label_smoothing else nll[-1])
+            log_ratio = log_p - log_q
+            difference = log_p.exp_().sub_(log_q.exp_())
+            divergence.append(_sum(torch.linalg.vecdot(difference, log_ratio), keep))
+        nll_sum, uniform_sum, kl = (torch.stack(sums).sum() for sums in (nll, uniform, divergence))
+        ctx.mark_non_differentiable(nll_sum)
+        smoothed = (1.0 - label_smoothing) * nll_sum + label_smoothing * uniform_sum
+        return smoothed + weight * kl, nll_sum
 
     @staticmethod
     def backward(
         ctx: Any,  # noqa: ANN401
-        grad_sum: Tensor,
-    ) -> tuple[Tensor, Tensor, None]:
-        """Returns p (log p/q - KL(p || q)) + p - q, and the same the other way round, (N, V)."""
+        grad_loss: Tensor,
+        _: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        """Returns (p - target) / 2 + weight (p (log p/q - KL) + p - q), and the same of q."""
         logits, other, labels = ctx.saved_tensors
+        share, weight = ctx.label_smoothing, ctx.weight
         grads = torch.empty_like(logits), torch.empty_like(other)
-        for z, _, keep, w, grad_z, grad_w in _pieces(logits, labels, other, *grads):
-            p, q, log_ratio = _probs_and_log_ratio(z, w)
-            scale = (keep * grad_sum)[:, None].to(p.dtype)
-            kl_pq = (p * log_ratio).sum(-1, keepdim=True)
-            kl_qp = -(q * log_ratio).sum(-1, keepdim=True)
-            grad_z.copy_((p * (log_ratio - kl_pq) + p - q) * scale)
-            grad_w.copy_((q * (-log_ratio - kl_qp) + q - p) * scale)
-        return *grads, None
-
-
-def _probs_and_log_ratio(logits: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    log_p = logits.log_softmax(-1, dtype=_compute_dtype(logits))
-    log_q = other.log_softmax(-1, dtype=_compute_dtype(other))
-    return log_p.exp(), log_q.exp(), log_p - log_q
+        for z, y, keep, w, *out in _pieces(logits, labels, other, *grads):
+            log_p, log_q = (x.log_softmax(-1, dtype=_compute_dtype(x)) for x in (z, w))
+            log_ratio = log_p - log_q
+            p, q = log_p.exp_(), log_q.exp_()
+            difference = p - q
+            scale = (keep * grad_loss)[:, None].to(p.dtype)
+            hit = p.new_full((), (share - 1.0) / 2).expand_as(y)
+            for probs, sign, grad in ((p, 1.0, out[0]), (q, -1.0, out[1])):
+                kl = sign * torch.linalg.vecdot(probs, log_ratio)[:, None]
+                slope = torch.add(0.5 - weight * kl, log_ratio, alpha=sign * weight)
+                slope.mul_(probs).add_(difference, alpha=sign * weight)
+                slope.sub_(share / 2 / z.size(-1)).scatter_add_(-1, y, hit)
+                grad.copy_(slope.mul_(scale))
+        return *grads, None, None, None
 
 
 def _pieces(logits: Tensor, labels: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -29,7 +29,7 @@ from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import SearchOptions
 from litseq.evaluation import Evaluation, corpus_scores
 from litseq.layers.sizes import check_finite
-from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, symmetric_kl, token_loss
+from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, r_drop_loss, token_loss
 from litseq.models.base import Seq2SeqModel
 from litseq.schedules import Schedule, check_schedule, scheduler
 from litseq.translator import Translator
@@ -252,12 +252,12 @@ class Seq2Seq(pl.LightningModule, ABC):
         inputs, mask, labels = (
             torch.cat((batch[name],) * 2) for name in ("input_ids", "attention_mask", "labels")
         )
-        logits = self(inputs, mask, labels)
-        two = token_loss(logits, labels, label_smoothing=self.hparams["label_smoothing"])
-        first, second = logits.chunk(2)
-        kl = symmetric_kl(first, second, batch["labels"])
-        # the paper adds up the two passes, where this is their mean
-        return TokenLoss(two.loss / 2 + r_drop / 4 * kl, two.nll / 2, two.num_tokens // 2)
+        return r_drop_loss(
+            self(inputs, mask, labels),
+            batch["labels"],
+            label_smoothing=self.hparams["label_smoothing"],
+            weight=r_drop,
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the summed loss; ``on_before_optimizer_step`` divides by the tokens."""
