@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         legacy_bleu,
     )
     from litseq.heatmaps import draw_attention
-    from litseq.losses import token_loss
+    from litseq.losses import r_drop_loss, token_loss
     from litseq.models import Rnn, RnnAttention, Seq2SeqModel, Transformer
     from litseq.schedules import scheduler
 
@@ -76,7 +76,7 @@ _HOMES = {
         "legacy_bleu",
     ),
     "heatmaps": ("draw_attention",),
-    "losses": ("token_loss",),
+    "losses": ("r_drop_loss", "token_loss"),
     "models": ("Rnn", "RnnAttention", "Seq2SeqModel", "Transformer"),
     "schedules": ("scheduler",),
 }
@@ -119,6 +119,7 @@ __all__ = [
     "generate",
     "greedy_search",
     "legacy_bleu",
+    "r_drop_loss",
     "sample_search",
     "scheduler",
     "token_loss",
