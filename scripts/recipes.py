@@ -75,6 +75,11 @@ class Recipe:
 
 
 _WU = Published(41.02, "multi30k", 0.0, "Wu et al. (2021), Transformer-Tiny")
+_MODELS = (
+    ("rnn", "recurrent, one context vector"),
+    ("rnn-attention", "recurrent, with attention"),
+    ("transformer", "Transformer"),
+)
 _MULTI30K = "English to German, Multi30k"
 
 _SHORT = ("configs/multi30k/tiny.yaml", "configs/multi30k/short.yaml")
@@ -193,11 +198,7 @@ _ALL = (
             ("en-zh", "Chinese", ()),
             ("en-fr", "French", ("configs/tatoeba/french.yaml",)),
         )
-        for name, title in (
-            ("rnn", "recurrent, one context vector"),
-            ("rnn-attention", "recurrent, with attention"),
-            ("transformer", "Transformer"),
-        )
+        for name, title in _MODELS
     ),
     *(
         Recipe(
@@ -206,11 +207,7 @@ _ALL = (
             ("configs/demo.yaml", f"configs/teacher/{name.replace('-', '_')}.yaml"),
             tgt_lang="zh",
         )
-        for name, title in (
-            ("rnn", "recurrent, one context vector"),
-            ("rnn-attention", "recurrent, with attention"),
-            ("transformer", "Transformer"),
-        )
+        for name, title in _MODELS
     ),
     Recipe(
         "iwslt14-de-en",

@@ -14,6 +14,7 @@ from doc_tables import fill
 from lesson_pictures import STYLE, by_length_of_seeds, save
 from litseq.evaluation import compare
 from recipes import LANES, RECIPES, Recipe
+from reproduce_records import read_test
 
 __all__ = ["RECORDS", "compare_runs", "read_records", "write_pages"]
 
@@ -49,17 +50,13 @@ def compare_runs(run: str, *, baseline: str, system: str, folders: Sequence[Path
         system: Recipe of the second folder.
         folders: Runs that were tested on the same sentences.
     """
-    texts = [
-        [(folder / "test" / f"{kind}.txt").read_text("utf-8").removesuffix("\n").split("\n")
-         for folder in folders]
-        for kind in ("hypotheses", "references")
-    ]  # fmt: skip
-    if texts[1][0] != texts[1][1]:
+    (_, before, references), (_, after, others) = map(read_test, folders)
+    if references != others:
         raise ValueError(f"{folders[0]} and {folders[1]} were tested on different sentences.")
     recipe = RECIPES[system]
     found = compare(
-        {baseline: texts[0][0], system: texts[0][1]},
-        texts[1][0],
+        {baseline: before, system: after},
+        references,
         metrics=("bleu",),
         legacy=(recipe.legacy,) if recipe.legacy else (),
         tgt_lang=recipe.tgt_lang,
