@@ -38,16 +38,9 @@ def score(folder: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If the run was not tested.
     """
-    files = [folder / "test" / f"{name}.txt" for name in ("sources", "hypotheses", "references")]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"no {file}; make it: litseq test --ckpt_path {folder}/checkpoints/best.ckpt"
-            )
-    texts = [file.read_text("utf-8").removesuffix("\n").split("\n") for file in files]
-    sources, hypotheses, references = texts
+    sources, hypotheses, references = read_test(folder)
     lengths = [len(source.split()) for source in sources]
-    language = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["tgt_lang"]
+    language = target_language(folder)
     found: dict[str, Any] = {"bins": [], "num_sentences": [], "bleu": []}
     for low, high in bins(lengths):
         rows = [row for row, length in enumerate(lengths) if low <= length <= high]
@@ -61,6 +54,30 @@ def score(folder: Path) -> dict[str, Any]:
         found["num_sentences"].append(len(rows))
         found["bleu"].append(round(scores.bleu, 2))
     return found
+
+
+def read_test(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Sources, hypotheses and references of a run's test.
+
+    Raises:
+        FileNotFoundError: If the run was not tested.
+    """
+    files = [folder / "test" / f"{name}.txt" for name in ("sources", "hypotheses", "references")]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no {file}; make it: litseq test --ckpt_path {folder}/checkpoints/best.ckpt"
+            )
+    texts = [file.read_text("utf-8").removesuffix("\n").split("\n") for file in files]
+    sources, hypotheses, references = texts
+    return sources, hypotheses, references
+
+
+def target_language(folder: Path) -> str:
+    """The language that a run writes."""
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    language: str = config["data"]["init_args"]["tgt_lang"]
+    return language
 
 
 def main() -> None:

@@ -140,11 +140,8 @@ def _recurrent(runs: Path) -> Part:
     tens = steps["weights"][attending.tgt_pieces.index("9") - 1]
     weights = steps["weights"][place]
     first, second = weights.topk(2).indices.tolist()
-    table: dict[str, Any] = {"bleu": {}}
-    for name in ("rnn", "rnn_attention", "transformer"):
-        scored = by_length.score(runs / name / "seed-1")
-        table |= {"bins": scored["bins"]}
-        table["bleu"][name] = scored["bleu"]
+    models = ("rnn", "rnn_attention", "transformer")
+    tables = {name: [by_length.score(runs / name / "seed-1")] for name in models}
     values = {
         "rnn.text": plain.text,
         "rnn.state_size": str(found["states"].size(1)),
@@ -161,10 +158,11 @@ def _recurrent(runs: Path) -> Part:
         "steps.tens_pm": f"{float(tens[attending.src_pieces.index('▁PM')]):.2f}",
         "params.rnn": _millions(plain),
         "params.rnn_attention": _millions(attending),
-        "length.shortest": table["bins"][0],
-        "length.longest": table["bins"][-1],
+        "length.shortest": tables["rnn"][0]["bins"][0],
+        "length.longest": tables["rnn"][0]["bins"][-1],
     }
-    for name, bleu in table["bleu"].items():
+    for name, [table] in tables.items():
+        bleu = table["bleu"]
         values |= {f"short.{name}": f"{bleu[0]:.1f}", f"long.{name}": f"{bleu[-1]:.1f}"}
     return {
         "hidden-states": lambda say: pictures.hidden_states(say, **found, pieces=plain.src_pieces),
@@ -174,7 +172,7 @@ def _recurrent(runs: Path) -> Part:
         "alignment": lambda say: pictures.alignment(
             say, steps["weights"], rows=attending.tgt_pieces, columns=attending.src_pieces
         ),
-        "by-length": lambda say: pictures.by_length(say, table),
+        "by-length": lambda say: pictures.by_length(say, tables),
     }, values
 
 

@@ -149,28 +149,14 @@ def _models(say: Say) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def by_length(say: Say, table: Mapping[str, Any]) -> Figure:
-    """Score against source length, one line per model."""
-    figure = _figure(6.6, 3.6)
-    ax = figure.subplots()
-    for name, (label, color, marker) in _models(say).items():
-        if name in table["bleu"]:
-            ax.plot(table["bins"], table["bleu"][name], color=color, marker=marker, label=label)
-    ax.set_xlabel(say("words in the source sentence", "源句的词数"))
-    ax.set_ylabel("BLEU")
-    ax.set_ylim(0)
-    ax.legend(loc="lower left")
-    return figure
-
-
-def by_length_of_seeds(say: Say, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def by_length(say: Say, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Score against source length: a thin line per seed, a thick one for their mean.
 
     Args:
         say: Chooses the language.
         tables: By model, what ``by_length.score`` found for each seed.
     """
-    figure = _figure(6.6, 3.8)
+    figure = _figure(6.6, 3.6)
     ax = figure.subplots()
     for name, (label, color, marker) in _models(say).items():
         seeds = tables.get(name, ())

@@ -57,7 +57,6 @@ class Recipe:
         published: The figure to reach.
         needs: What keeps it from being run here; empty where it is.
         against: The recipe that it is compared with, seed by seed.
-        tgt_lang: Target language.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Recipe:
     published: Published | None = None
     needs: str = ""
     against: str = ""
-    tgt_lang: str = "de"
 
 
 _WU = Published(41.02, "multi30k", 0.0, "Wu et al. (2021), Transformer-Tiny")
@@ -185,14 +183,12 @@ _ALL = (
         _SHORT,
         options=("--data.src_lang=de", "--data.tgt_lang=en"),
         legacy="multi30k",
-        tgt_lang="en",
     ),
     *(
         Recipe(
             f"tatoeba-{pair}-{name}",
             f"English to {language}, Tatoeba: {title}",
             (f"configs/tatoeba/{name.replace('-', '_')}.yaml", *overlay),
-            tgt_lang=pair.partition("-")[2],
         )
         for pair, language, overlay in (
             ("en-zh", "Chinese", ()),
@@ -205,7 +201,6 @@ _ALL = (
             f"teacher-{name}",
             f"English to Chinese, the demo: {title}, six epochs",
             ("configs/demo.yaml", f"configs/teacher/{name.replace('-', '_')}.yaml"),
-            tgt_lang="zh",
         )
         for name, title in _MODELS
     ),
@@ -219,7 +214,6 @@ _ALL = (
             35.6, "pretokenised", 0.5, "quoted for fairseq's transformer_iwslt_de_en"
         ),
         needs="the corpus and a GPU",
-        tgt_lang="en",
     ),
     Recipe(
         "wmt14-en-de-base",

@@ -10,11 +10,11 @@ from typing import Any
 
 import matplotlib
 
+from by_length import read_test, target_language
 from doc_tables import fill
-from lesson_pictures import STYLE, by_length_of_seeds, save
+from lesson_pictures import STYLE, by_length, save
 from litseq.evaluation import compare
 from recipes import LANES, RECIPES, Recipe
-from reproduce_records import read_test
 
 __all__ = ["RECORDS", "compare_runs", "read_records", "write_pages"]
 
@@ -59,7 +59,7 @@ def compare_runs(run: str, *, baseline: str, system: str, folders: Sequence[Path
         references,
         metrics=("bleu",),
         legacy=(recipe.legacy,) if recipe.legacy else (),
-        tgt_lang=recipe.tgt_lang,
+        tgt_lang=target_language(folders[1]),
     )
     kept = _comparisons()
     for first, second in zip(found.rows[::2], found.rows[1::2], strict=True):
@@ -108,7 +108,7 @@ def write_pages() -> None:
     }  # fmt: skip
     if tables["rnn"] and tables["rnn_attention"]:
         with matplotlib.rc_context(STYLE):
-            figure = by_length_of_seeds(lambda english, _: english, tables)
+            figure = by_length(lambda english, _: english, tables)
             save(figure, PICTURES / "multi30k-by-length.png")
 
 

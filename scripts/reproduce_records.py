@@ -16,12 +16,13 @@ import torch
 import yaml
 
 import litseq
+from by_length import read_test
 from by_length import score as score_by_length
 from litseq import checkpoints
 from litseq.evaluation import corpus_scores, legacy_bleu
 from recipes import Recipe
 
-__all__ = ["circumstances", "make_record", "read_test"]
+__all__ = ["circumstances", "make_record"]
 
 _HARDWARE_ONLY = ("accelerator", "devices", "num_nodes", "precision")
 _SCHEDULE = ("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
@@ -88,15 +89,6 @@ def make_record(
             "trainer": {name: trainer[name] for name in (*_HARDWARE_ONLY, *_SCHEDULE)},
         },
     }
-
-
-def read_test(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Sources, hypotheses and references of a run's test."""
-    sources, hypotheses, references = (
-        (folder / "test" / f"{name}.txt").read_text("utf-8").removesuffix("\n").split("\n")
-        for name in ("sources", "hypotheses", "references")
-    )
-    return sources, hypotheses, references
 
 
 def circumstances() -> dict[str, Any]:
