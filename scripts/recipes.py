@@ -199,7 +199,7 @@ _ALL = (
     *(
         Recipe(
             f"teacher-{name}",
-            f"English to Chinese, the demo: {title}, six epochs",
+            f"English to Chinese, the demo: {title}, ten epochs",
             ("configs/demo.yaml", f"configs/teacher/{name.replace('-', '_')}.yaml"),
         )
         for name, title in _MODELS
