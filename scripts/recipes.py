@@ -29,7 +29,7 @@ class Translated:
     """Training text that another recipe's model translates first.
 
     Attributes:
-        recipe: Whose model of the same seed translates.
+        recipe: Whose model translates: that of the first run that needs the text.
         source: What it reads, a file with ``.gz``.
         output: What it writes.
         beside: Where a copy of the source goes, as the other side of the pairs.

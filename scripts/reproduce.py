@@ -129,7 +129,7 @@ def _translate(text: Translated, run: Path) -> None:
         print(f"{text.output}: {checkpoint} translates {text.source}", flush=True)
         words = ["--ckpt", str(checkpoint), "--input", plain.name, "--output", text.output]
         subprocess.run([sys.executable, "-m", "litseq", "translate", *words], check=True)
-        shutil.copy(plain.name, text.beside)  # last: it says that all is done
+        shutil.copyfile(plain.name, text.beside)  # last: it says that all is done
 
 
 def _stage(folder: Path, stage: str, *command: str) -> None:

@@ -110,9 +110,7 @@ class DotProductAttention(nn.Module):
 def _without_cudnn() -> AbstractContextManager[None]:
     """Leaves all kernels on that are, but cuDNN's.
 
-    It plans anew for every shape, and hardly two batches of text have the same: on an H100 a step
-    of 8,192 tokens in bfloat16 took 310 ms with it and 42 ms without (4 + 4 layers of 128, torch
-    2.11).
+    It plans anew for every shape, and hardly two batches of text have the same.
     """
     cuda: Any = torch.backends.cuda
     enabled = {
