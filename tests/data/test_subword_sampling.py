@@ -244,6 +244,31 @@ def test_bpe_has_the_library_s_distribution(name, text, alpha):
     check_distribution(processor, sampler, text, alpha, nbest_size=-1)
 
 
+def test_half_of_the_paper_s_probability_cuts_about_as_much():
+    processor, sampler = load("bpe", "plain")
+    whole = sum(map(len, processor.encode(TEXTS)))
+    ours = sum(map(len, sample(sampler, TEXTS, alpha=0.05))) - whole
+    rng = random.Random(1)
+    theirs = sum(num_subwords(processor, text, 0.1, rng) for text in TEXTS) - whole
+    assert 2 / 3 < ours / theirs < 3 / 2
+
+
+def num_subwords(processor, text, probability, rng):
+    """Provilkov et al. (2020), algorithm 1: each merge is drawn among the pairs that are left."""
+    return sum(len(merged(processor, word, probability, rng)) for word in text.split())
+
+
+def merged(processor, word, probability, rng):
+    symbols = list("\u2581" + word)
+    while True:
+        ids = [processor.piece_to_id(a + b) for a, b in itertools.pairwise(symbols)]
+        merges = [i for i in ids if i != processor.unk_id() and rng.random() >= probability]
+        if not merges:
+            return symbols
+        i = ids.index(max(merges, key=processor.get_score))
+        symbols[i : i + 2] = ["".join(symbols[i : i + 2])]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "alpha", "nbest_size"),
     [

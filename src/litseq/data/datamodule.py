@@ -73,8 +73,10 @@ class TranslationDataModule(L.LightningDataModule):
             ``identity`` alone can an output hold full-width punctuation or no-break spaces; with
             ``nfkc_cf`` and ``nmt_nfkc_cf`` sources and outputs are in lower case.
         subword_sampling: Randomness of cutting training texts anew in each epoch: dropout
-            probability for ``bpe`` (0.1 is usual), exponent for ``unigram``; 0: none. Sampled cuts
-            are longer and may exceed ``max_tokens`` a little.
+            probability for ``bpe``, exponent for ``unigram``; 0: none. For ``bpe`` it is
+            SentencePiece's, where a merge that is left out stays out; Provilkov et al. (2020) draw
+            again at each merge, and about half of their probability cuts as much. Batches are
+            planned before the cuts: these are longer, exceed ``max_tokens``, and need more padding.
         sampling_nbest: Candidates of ``unigram`` sampling; -1: all.
         max_src_len: Source tokens at most, end symbol counted. Longer training pairs are dropped;
             in evaluation longer sources are cut.
