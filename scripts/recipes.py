@@ -107,6 +107,14 @@ _ABLATION: dict[str, tuple[str, tuple[str, ...]]] = {
         "5 encoder layers and 1 decoder layer",
         ("--model.num_encoder_layers=5", "--model.num_decoder_layers=1"),
     ),
+    "shallow-prenorm": (
+        "5 encoder layers and 1 decoder layer, layer norm before each sub-layer",
+        (
+            "--model.num_encoder_layers=5",
+            "--model.num_decoder_layers=1",
+            "--model.norm_first=true",
+        ),
+    ),
     "untied": ("an output projection of its own", ("--model.tie_output=false",)),
     "vocab-10000": ("10,000 subwords in place of 4,000", ("--data.vocab_size=10000",)),
     "large-steps": ("steps of 8,192 tokens in place of 2,048", ("--data.max_tokens=8192",)),
