@@ -92,7 +92,9 @@ _BACKWARD = Translated(
 )
 _TRAIN = "data/multi30k/train"
 
-# name: (what is different from the base, options); all see about as many tokens
+_SHALLOW = ("--model.num_encoder_layers=5", "--model.num_decoder_layers=1")
+
+# name: (what is different from the base, options); all see about as many pairs
 _ABLATION: dict[str, tuple[str, tuple[str, ...]]] = {
     "base": ("nothing", ()),
     "prenorm": ("layer norm before each sub-layer", ("--model.norm_first=true",)),
@@ -103,17 +105,10 @@ _ABLATION: dict[str, tuple[str, tuple[str, ...]]] = {
         "dropout 0.1 also on attention weights and in feed-forward",
         ("--model.attention_dropout=0.1", "--model.activation_dropout=0.1"),
     ),
-    "shallow": (
-        "5 encoder layers and 1 decoder layer",
-        ("--model.num_encoder_layers=5", "--model.num_decoder_layers=1"),
-    ),
+    "shallow": ("5 encoder layers and 1 decoder layer", _SHALLOW),
     "shallow-prenorm": (
         "5 encoder layers and 1 decoder layer, layer norm before each sub-layer",
-        (
-            "--model.num_encoder_layers=5",
-            "--model.num_decoder_layers=1",
-            "--model.norm_first=true",
-        ),
+        (*_SHALLOW, "--model.norm_first=true"),
     ),
     "untied": ("an output projection of its own", ("--model.tie_output=false",)),
     "vocab-10000": ("10,000 subwords in place of 4,000", ("--data.vocab_size=10000",)),
