@@ -132,3 +132,10 @@ def test_what_torch_makes_of_odd_logits(logits, labels):
     assert (found.loss, found.num_tokens) == (0, 0)
     none = torch.empty(0, T, dtype=torch.int64)
     assert r_drop_loss(empty, none, label_smoothing=0.1, weight=5.0).loss == 0
+
+
+def test_an_impossible_label_costs_infinitely_much(logits, labels):
+    with torch.no_grad():
+        logits[0, 0, labels[0, 0]] = -torch.inf
+    assert token_loss(logits, labels).loss == torch.inf
+    assert r_drop_loss(torch.cat((logits, logits)), labels, weight=0.0).nll == torch.inf

@@ -73,9 +73,8 @@ def r_drop_loss(
     Source: Liang et al. (2021), https://arxiv.org/abs/2106.14448.
     """
     check_label_smoothing(label_smoothing)
-    first, second = logits.flatten(0, -2).chunk(2)
     loss, nll = _RDrop.apply(  # type: ignore[no-untyped-call]
-        first, second, labels.flatten(), label_smoothing, weight / 4
+        logits.flatten(0, -2), labels.flatten(), label_smoothing, weight / 4
     )
     return TokenLoss(loss, nll, (labels != IGNORE).sum())
 
@@ -111,11 +110,11 @@ class _CrossEntropy(torch.autograd.Function):
         for z, y, keep in _pieces(logits, labels):
             log_probs = z.log_softmax(-1, dtype=_compute_dtype(z))
             nll.append(-_sum(log_probs.gather(-1, y)[:, 0], keep))
-            # without smoothing, a logit of -inf elsewhere is no matter
-            uniform.append(-_sum(log_probs.mean(-1), keep) if label_smoothing else nll[-1])
-        nll_sum, uniform_sum = torch.stack(nll).sum(), torch.stack(uniform).sum()
+            if label_smoothing:  # else a logit of -inf elsewhere is no matter
+                uniform.append(-_sum(log_probs.mean(-1), keep))
+        nll_sum = torch.stack(nll).sum()
         ctx.mark_non_differentiable(nll_sum)
-        return (1.0 - label_smoothing) * nll_sum + label_smoothing * uniform_sum, nll_sum
+        return _smoothed(nll_sum, uniform, label_smoothing), nll_sum
 
     @staticmethod
     def backward(
@@ -142,39 +141,39 @@ class _RDrop(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch keeps it opaque
         logits: Tensor,
-        other: Tensor,
         labels: Tensor,
         label_smoothing: float,
         weight: float,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the sums of loss and of nll, from logits (N, V) twice and labels (N,)."""
-        ctx.save_for_backward(logits, other, labels)
+        """Returns the sums of loss and of nll, from logits (2 N, V) and labels (N,)."""
+        ctx.save_for_backward(logits, labels)
         ctx.label_smoothing, ctx.weight = label_smoothing, weight
         nll, uniform, divergence = [], [], []
-        for z, y, keep, w in _pieces(logits, labels, other):
+        first, second = logits.chunk(2)
+        for z, y, keep, w in _pieces(first, labels, second):
             log_p, log_q = (x.log_softmax(-1, dtype=_compute_dtype(x)) for x in (z, w))
             nll.append(-_sum((log_p.gather(-1, y) + log_q.gather(-1, y))[:, 0] / 2, keep))
-            mean = (log_p.mean(-1) + log_q.mean(-1)) / 2
-            uniform.append(-_sum(mean, keep) if label_smoothing else nll[-1])
+            if label_smoothing:
+                uniform.append(-_sum((log_p.mean(-1) + log_q.mean(-1)) / 2, keep))
             log_ratio = log_p - log_q
             difference = log_p.exp_().sub_(log_q.exp_())
             divergence.append(_sum(torch.linalg.vecdot(difference, log_ratio), keep))
-        nll_sum, uniform_sum, kl = (torch.stack(sums).sum() for sums in (nll, uniform, divergence))
+        nll_sum, kl = torch.stack(nll).sum(), torch.stack(divergence).sum()
         ctx.mark_non_differentiable(nll_sum)
-        smoothed = (1.0 - label_smoothing) * nll_sum + label_smoothing * uniform_sum
-        return smoothed + weight * kl, nll_sum
+        return _smoothed(nll_sum, uniform, label_smoothing) + weight * kl, nll_sum
 
     @staticmethod
     def backward(
         ctx: Any,  # noqa: ANN401
         grad_loss: Tensor,
         _: Tensor,
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Tensor, None, None, None]:
         """Returns (p - target) / 2 + weight (p (log p/q - KL) + p - q), and the same of q."""
-        logits, other, labels = ctx.saved_tensors
+        logits, labels = ctx.saved_tensors
         share, weight = ctx.label_smoothing, ctx.weight
-        grads = torch.empty_like(logits), torch.empty_like(other)
-        for z, y, keep, w, *out in _pieces(logits, labels, other, *grads):
+        grads = torch.empty_like(logits)  # one, for to join two would copy them
+        first, second = logits.chunk(2)
+        for z, y, keep, w, *out in _pieces(first, labels, second, *grads.chunk(2)):
             log_p, log_q = (x.log_softmax(-1, dtype=_compute_dtype(x)) for x in (z, w))
             log_ratio = log_p - log_q
             p, q = log_p.exp_(), log_q.exp_()
@@ -187,7 +186,7 @@ class _RDrop(torch.autograd.Function):
                 slope.mul_(probs).add_(difference, alpha=sign * weight)
                 slope.sub_(share / 2 / z.size(-1)).scatter_add_(-1, y, hit)
                 grad.copy_(slope.mul_(scale))
-        return *grads, None, None, None
+        return grads, None, None, None
 
 
 def _pieces(logits: Tensor, labels: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -202,6 +201,13 @@ def _pieces(logits: Tensor, labels: Tensor, *more: Tensor) -> Iterator[tuple[Ten
 _PIECE = {True: 2**18, False: 2**26}
 """Elements of a piece, by whether they are on a CPU: few enough for a processor's cache; enough to
 keep an accelerator busy while the next piece is on its way."""
+
+
+def _smoothed(nll: Tensor, uniform: list[Tensor], label_smoothing: float) -> Tensor:
+    """Mixes the sum of nll with the sums for a uniform target; always a tensor of its own."""
+    if not uniform:
+        return nll.clone()
+    return (1.0 - label_smoothing) * nll + label_smoothing * torch.stack(uniform).sum()
 
 
 def _sum(values: Tensor, keep: Tensor) -> Tensor:
