@@ -8,6 +8,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 
 from command_line import error_of, litseq
+from litseq import checkpoints
+from litseq.checkpoint_io import SafeCheckpointIO
 from litseq.cli_resume import continue_log, continue_run, find_checkpoint, rows_before
 
 
@@ -82,6 +84,93 @@ def test_all_loggers_go_on(logger, tmp_path):
     continue_run(config, tmp_path / "runs" / "version_3")
     loggers = config.trainer.logger if logger == "two" else [config.trainer.logger]
     assert [one.init_args.version for one in loggers] == ["version_3"] * len(loggers)
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "two"])
+def test_a_run_that_lies_elsewhere_is_written_there(logger, tmp_path):
+    config = config_of(logger, tmp_path / "here")
+    run = tmp_path / "there" / "experiments" / "a"
+    continue_run(config, run)
+    first = config.trainer.logger[0] if logger == "two" else config.trainer.logger
+    assert CSVLogger(**first.init_args.as_dict()).log_dir == str(run)
+
+
+def test_a_wandb_run_stays_in_the_folder_of_its_project(tmp_path):
+    config = config_of("WandbLogger", tmp_path)
+    continue_run(config, tmp_path / "moved" / "runs" / "abc")
+    init_args = config.trainer.logger.init_args
+    assert (init_args.save_dir, init_args.project) == (str(tmp_path / "moved"), "runs")
+    assert (init_args.version, init_args.name) == ("abc", "mine")
+    with pytest.raises(ValueError, match="is not in a folder runs, as its W&B project is called"):
+        continue_run(config, tmp_path / "renamed" / "abc")
+
+
+@pytest.mark.parametrize(
+    ("names", "versions"),
+    [
+        ((), ["version_3", None, "version_3"]),
+        (["version_3", "abc", "version_7"], ["version_3", "abc", "version_7"]),
+        (["before it was renamed", None, None], ["version_3", None, "version_3"]),
+    ],
+)
+def test_each_logger_goes_on_under_its_own_name(names, versions, tmp_path):
+    config = config_of("CSVLogger", tmp_path)
+    others = (config_of(name, tmp_path).trainer.logger for name in ("WandbLogger", "CSVLogger"))
+    config.trainer.logger = [config.trainer.logger, *others]
+    continue_run(config, tmp_path / "runs" / "version_3", names)
+    assert [one.init_args.version for one in config.trainer.logger] == versions
+
+
+def with_callbacks(config, **init_args):
+    class_path = "litseq.callbacks.checkpoints.RunCheckpoint"
+    config.trainer.callbacks = [Namespace(class_path=class_path, init_args=Namespace(**init_args))]
+    return config
+
+
+def test_checkpoints_in_a_folder_of_their_own(fitted, tmp_path):
+    (tmp_path / "mine").mkdir()
+    checkpoint = {**checkpoints.read(fitted.ckpt), "run": {"loggers": [fitted.run.name]}}
+    SafeCheckpointIO().save_checkpoint(checkpoint, tmp_path / "mine" / "last.ckpt")
+    config = with_callbacks(config_of("CSVLogger", tmp_path), dirpath=str(tmp_path / "mine"))
+    run, path = find_checkpoint(config, "last")
+    assert path == tmp_path / "mine" / "last.ckpt"
+    # what the checkpoint's own logger wrote
+    assert run == tmp_path / "runs" / fitted.run.name
+    config = with_callbacks(config_of("CSVLogger", tmp_path), dirpath=str(tmp_path / "none"))
+    assert find_checkpoint(config, "last") is None
+
+
+def test_a_run_without_a_logger(fitted, tmp_path):
+    config = config_of("none", tmp_path)
+    config.trainer.logger = False
+    assert find_checkpoint(config, "last") is None
+    shutil.copytree(fitted.run / "checkpoints", tmp_path / "checkpoints")
+    found = find_checkpoint(with_callbacks(config, dirpath=None), "last")
+    assert found == (tmp_path, tmp_path / "checkpoints" / "last.ckpt")
+    continue_run(config, found[0])
+    assert config.trainer.logger is False
+
+
+def test_a_run_that_saved_nothing_is_no_other_run(fitted, tmp_path):
+    make_run(tmp_path / "runs" / "older", fitted.ckpt)
+    (tmp_path / "runs" / "killed").mkdir()
+    killed = tmp_path / "runs" / "killed" / "config.yaml"
+    shutil.copy(fitted.run / "config.yaml", killed)
+    config = config_of("CSVLogger", tmp_path, config=[Namespace(absolute=str(killed))])
+    assert find_checkpoint(config, "last") is None
+
+
+def test_the_best_is_what_the_latest_file_says(fitted, tmp_path):
+    """The newest step is saved before its validation, which then finds the best."""
+    run = shutil.copytree(fitted.run, tmp_path / "runs" / "a")
+    last, best = (run / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    before = checkpoints.read(last)
+    for state in before["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = ""
+    SafeCheckpointIO().save_checkpoint(before, last)
+    os.utime(last, (1_000_000,) * 2)
+    assert find_checkpoint(config_of("CSVLogger", tmp_path), "best") == (run, best)
 
 
 def test_the_default_logger_goes_on(tmp_path):

@@ -173,7 +173,8 @@ class Seq2SeqCLI(LightningCLI):
         if not fitting:
             config.trainer.logger = False  # what comes out belongs to that run
         elif which == "last":
-            continue_run(config, run)
+            self._checkpoint = _reader(self.subcommand)(str(path))
+            continue_run(config, run, self._checkpoint.get("run", {}).get("loggers", ()))
             self._goes_on = True
 
     def after_instantiate_classes(self) -> None:
@@ -292,6 +293,5 @@ def _silence_what_no_user_can_act_on() -> None:
     for message in (
         "`isinstance\\(treespec",
         "Be aware that when using `ckpt_path`",
-        "The dirpath has changed",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ def find_checkpoint(config: Namespace, which: str) -> tuple[Path, Path] | None:
     """Finds a run and the checkpoint in it that ``last`` or ``best`` means.
 
     The run is that of the ``config.yaml`` which was given by ``-c``, or else the newest one in the
-    folder of the first logger.
+    folder of the first logger. Where ``RunCheckpoint`` has a folder of its own, or there is no
+    logger, the checkpoints there say which run it is.
 
     Args:
         config: The configuration of a command.
@@ -40,20 +41,21 @@ def find_checkpoint(config: Namespace, which: str) -> tuple[Path, Path] | None:
     Raises:
         FileNotFoundError: If the run has no such checkpoint.
     """
-    run = _run_of_files(config) or _newest_run(config)
-    if run is None:
+    own = _own_folder(config)
+    folder = own or _folder_of_files(config) or _newest_folder(config)
+    if folder is None or not folder.is_dir():
         return None
-    folder = run / "checkpoints"
     newest = checkpoints.newest(folder)
     if newest is None:
         raise FileNotFoundError(f"{folder} holds no checkpoint that is intact; train again.")
+    run = folder.parent
+    if own and _loggers(config):  # which keep the run somewhere else
+        names = checkpoints.read_for_resuming(newest).get("run", {}).get("loggers")
+        run = _logger_folder(config) / names[0] if names and names[0] else run
     if which == "last":
         return run, newest
-    states = checkpoints.read_for_resuming(newest).get("callbacks", {}).values()
-    names = (s["best_model_path"] for s in states if isinstance(s, dict) and s.get("monitor"))
-    # by name: the folder may have been moved
-    found = next((folder / Path(name).name for name in names if name), None)
-    if found is None or not found.exists():
+    found = _best(folder)
+    if found is None:
         there = ", ".join(sorted(path.name for path in folder.glob("*.ckpt")))
         raise FileNotFoundError(
             f"{run} has no best checkpoint; give one of its checkpoints by name: {there}."
@@ -61,19 +63,46 @@ def find_checkpoint(config: Namespace, which: str) -> tuple[Path, Path] | None:
     return run, found
 
 
-def _run_of_files(config: Namespace) -> Path | None:
-    """The run whose ``config.yaml`` was given, the last of them."""
-    for path in reversed(config.get("config") or []):
-        folder = Path(str(path.absolute)).parent
-        if (folder / "checkpoints").is_dir():
-            return folder
+def _best(folder: Path) -> Path | None:
+    """The best checkpoint by the latest state: the newest step may be of before a validation."""
+    found, _ = checkpoints.generations(folder)
+    for generation in sorted(found, key=lambda generation: generation.time, reverse=True):
+        if not generation.resumable or checkpoints.damage_of(generation.path):
+            continue
+        states = checkpoints.read_for_resuming(generation.path).get("callbacks", {}).values()
+        names = (s["best_model_path"] for s in states if isinstance(s, dict) and s.get("monitor"))
+        for name in filter(None, names):
+            path = folder / Path(name).name  # the folder may have been moved
+            return path if path.exists() else None
     return None
 
 
-def _newest_run(config: Namespace) -> Path | None:
+def _own_folder(config: Namespace) -> Path | None:
+    """Where ``RunCheckpoint`` was told to write."""
+    for callback in config.get("trainer.callbacks") or []:
+        if callback.class_path.endswith(".RunCheckpoint"):
+            folder = callback.get("init_args", {}).get("dirpath")
+            return Path(folder) if folder else None
+    return None
+
+
+def _folder_of_files(config: Namespace) -> Path | None:
+    """Where the run whose ``config.yaml`` was given, the last of them, keeps its checkpoints."""
+    runs = _logger_folder(config).resolve()
+    for path in reversed(config.get("config") or []):
+        run = Path(str(path.absolute)).parent
+        # of a run that was stopped before it saved, there is none; another run's would be wrong
+        if (run / "checkpoints").is_dir() or run.resolve().parent == runs:
+            return run / "checkpoints"
+    return None
+
+
+def _newest_folder(config: Namespace) -> Path | None:
+    if config.trainer.logger is False:
+        return Path(config.get("trainer.default_root_dir") or ".", "checkpoints")
     folders = _logger_folder(config).glob("*/checkpoints")
     dated = {path: file.stat().st_mtime for path in folders for file in path.glob("*.ckpt")}
-    return max(dated, key=dated.__getitem__).parent if dated else None
+    return max(dated, key=dated.__getitem__) if dated else None
 
 
 def _logger_folder(config: Namespace) -> Path:
@@ -92,19 +121,44 @@ def _loggers(config: Namespace) -> list[Any]:
     return [logger for logger in loggers if isinstance(logger, Namespace)]
 
 
-def continue_run(config: Namespace, run: Path) -> None:
+def continue_run(config: Namespace, run: Path, names: Sequence[str | None] = ()) -> None:
     """Makes all loggers write into a run that is there already.
 
     Args:
         config: The configuration of ``fit``; changed.
-        run: The run's folder.
+        run: The run's folder, to which the first logger writes.
+        names: What each logger called the run; where that is not known, as of a former version of
+            litseq, files are taken to be called like the folder.
+
+    Raises:
+        ValueError: If the run lies where its first logger cannot write.
     """
     if not _loggers(config) and config.trainer.logger is not False:
         config["trainer.logger.class_path"] = f"{CSVLogger.__module__}.{CSVLogger.__qualname__}"
         config["trainer.logger.init_args.save_dir"] = str(run.parent.parent)
         config["trainer.logger.init_args.name"] = run.parent.name
-    for logger in _loggers(config):
-        logger.init_args.version = run.name
+        config["trainer.logger.init_args.version"] = None
+    loggers = _loggers(config)
+    if loggers and (_logger_folder(config) / run.name).resolve() != run.resolve():
+        _move(loggers[0].init_args, run)
+    known = names if len(names) == len(loggers) else [None] * len(loggers)
+    for number, (logger, name) in enumerate(zip(loggers, known, strict=True)):
+        if "version" in logger.init_args:
+            in_files = "project" not in logger.init_args
+            name = run.name if number == 0 or (name is None and in_files) else name
+            logger.init_args.version = name or logger.init_args.version
+
+
+def _move(options: Namespace, run: Path) -> None:
+    """Lets a logger write to where its run was moved."""
+    if "project" in options and options.project != run.parent.name:
+        raise ValueError(
+            f"{run} is not in a folder {options.project}, as its W&B project is called; move it "
+            f"back."
+        )
+    options.save_dir = str(run.parent.parent)
+    if "project" not in options:
+        options.name = run.parent.name
 
 
 def rows_before(rows: Iterable[Row], run: dict[str, Any]) -> list[Row]:

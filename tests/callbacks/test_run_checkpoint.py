@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
 from litseq.callbacks import RunCheckpoint
@@ -69,13 +70,13 @@ def fit(
     more=(),
     data=None,
     schedule="constant",
+    lr_scheduler=None,
     **options,
 ):
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    module = family(
-        **FAMILIES[family], dropout=0.3, warmup_steps=4, max_len_b=5, lr=1e-2, schedule=schedule
-    )
+    options_of_task = {"schedule": schedule, "lr_scheduler": lr_scheduler, "warmup_steps": 4}
+    module = family(**FAMILIES[family], dropout=0.3, max_len_b=5, lr=1e-2, **options_of_task)
     journal, generations = Journal(), Generations(folder)
     callbacks = [
         RunCheckpoint(folder.parent / "run", every_n_steps=1),  # moves behind the others by itself
@@ -104,7 +105,11 @@ def fit(
     state = {
         "module": module.state_dict(),
         "optimizer": trainer.optimizers[0].state_dict(),
-        "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+        "schedule": {
+            name: value
+            for name, value in trainer.lr_scheduler_configs[0].scheduler.state_dict().items()
+            if not isinstance(value, str)
+        },
         "stopping": callbacks[3].state_dict(),
         "best": callbacks[4].best_model_score,
         "metrics": trainer.callback_metrics,
@@ -139,6 +144,10 @@ SCENES = {
     "no validation": {"limit_val_batches": 0},
     "limited epochs": {"limit_train_batches": 3},
     "a schedule that ends with the run": {"schedule": "linear", "accumulate_grad_batches": 2},
+    # whatever falls is no improvement, so the rate falls by every validation
+    "a rate that falls on a plateau": {
+        "lr_scheduler": lambda optimizer: ReduceLROnPlateau(optimizer, "max", patience=0)
+    },
     "averaged weights": {
         # a table of positions that is averaged with itself moves by a rounding error
         "more": (lambda: EMAWeightAveraging(decay=0.8, use_buffers=False),),
@@ -218,3 +227,27 @@ def test_a_scaled_loss(data_options, tmp_path):
     assert len({state["scale"] for state in states}) > 2
     for number in (1, 4):
         assert_same(scaled(f"from {number}", whole[3][number]), whole, whole[3][number])
+
+
+def test_a_test_between_two_fits_is_none_of_them(data_options, tmp_path):
+    fit(tmp_path / "first", data_options)
+    callback, task = (
+        RunCheckpoint(tmp_path / "run"),
+        TransformerSeq2Seq(**FAMILIES[TransformerSeq2Seq]),
+    )
+    data = TranslationDataModule(**data_options)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[callback], **quiet)
+    trainer.test(task, data, ckpt_path=tmp_path / "run" / "last.ckpt", verbose=False)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    trainer.callbacks.append(seen := FirstState())
+    trainer.fit(task, data)
+    assert torch.equal(seen.state, state)
+
+
+class FirstState(Callback):
+    """Remembers the random numbers that training begins with."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.state = torch.get_rng_state()

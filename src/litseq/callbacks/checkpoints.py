@@ -20,6 +20,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from litseq import checkpoints
@@ -43,6 +45,26 @@ class _Sealed(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
             seal(filepath)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the files of a run that was moved, or whose folder is spelled otherwise.
+
+        Lightning would forget them, and take the next one for the best. Of another run, whose files
+        are not here, there is nothing to go on with.
+        """
+        if state_dict.get("dirpath", self.dirpath) != self.dirpath:
+
+            def here(path: str) -> str:
+                return path and os.path.join(self.dirpath or "", os.path.basename(path))
+
+            scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+            if not all(map(os.path.exists, scores)):
+                return
+            paths = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
+            state_dict = {
+                **state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores
+            }  # fmt: skip
+        super().load_state_dict(state_dict)
 
 
 class BestCheckpoint(_Sealed):
@@ -80,7 +102,8 @@ class BestCheckpoint(_Sealed):
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether a value is among the best."""
-        if current is None or not torch.isfinite(current):
+        finite = current is not None and bool(torch.isfinite(current))
+        if not trainer.strategy.reduce_boolean_decision(finite):  # a rank may have one of its own
             return False
         return super().check_monitor_top_k(trainer, current)
 
@@ -151,6 +174,7 @@ class RunCheckpoint(_Sealed):
         self._validation_follows = False
         self._wrote = False  # whether the file there is this process's
         self._loaded: dict[str, Any] | None = None
+        self._went_on = False  # from such a file, and the epoch is not over
 
     # ---- when to save
 
@@ -166,6 +190,7 @@ class RunCheckpoint(_Sealed):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default; not a user's
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         self._signal, self._due, self._saving, self._saved_batch = 0, False, False, -1
+        self._loaded, self._went_on = None, False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens to signals."""
@@ -225,7 +250,10 @@ class RunCheckpoint(_Sealed):
                 self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves nothing: the end of an epoch is no place to go on from."""
+        """Saves nothing, for the end of an epoch is no place to go on from."""
+        if self._went_on:
+            # Lightning would leave a ReduceLROnPlateau as it is, for want of the metrics
+            trainer.fit_loop._restarting = self._went_on = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves nothing: it was done before."""
@@ -288,6 +316,7 @@ class RunCheckpoint(_Sealed):
             "random": ranks,
             "metrics": {name: value.detach().cpu() for name, value in metrics.items()},
             # of the rows that come next in the logs, and whether a validation's is among them
+            "loggers": [_name(logger) for logger in trainer.loggers if trainer.is_global_zero],
             "log_step": loop._batches_that_stepped + (not trainer.training),
             "validation": False,
             "exact": self._saving,
@@ -303,10 +332,12 @@ class RunCheckpoint(_Sealed):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keeps what training will go on from."""
-        self._loaded = checkpoint.get("run")
+        """Keeps what training will go on from; a test between two fits is none of it."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._loaded = checkpoint.get("run")
 
     def _restore(self, trainer: Trainer, run: dict[str, Any]) -> None:
+        self._went_on = run.get("exact") is True
         trainer.callback_metrics.update(run["metrics"])
         progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         progress.total.load_state_dict(run["validated"])
@@ -352,6 +383,11 @@ class RunCheckpoint(_Sealed):
                 if self._signal == signal.SIGUSR1:
                     _requeue()
         raise StoppedError(130 if self._signal == signal.SIGINT else self.exit_code)
+
+
+def _name(logger: Logger) -> str | None:
+    """What a logger calls the run, as its ``version`` takes it: a folder, or an id of W&B."""
+    return f"version_{logger.version}" if isinstance(logger.version, int) else logger.version
 
 
 def _batches(trainer: Trainer) -> Any:  # noqa: ANN401 - Lightning's counts
