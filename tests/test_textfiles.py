@@ -1,9 +1,11 @@
+import codecs
+import io
 import os
 import threading
 
 import pytest
 
-from litseq.textfiles import whole_file
+from litseq.textfiles import read_lines, whole_file
 
 
 def write(path, text):
@@ -40,3 +42,9 @@ def test_a_pipe_is_written_to(tmp_path):
     reader.join()
     assert found == ["through"]
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_byte_that_is_not_utf8_is_named(mark):
+    with pytest.raises(ValueError, match=r"a\.txt, line 1: byte 0xe9 at position 3 is not UTF-8"):
+        list(read_lines(io.BytesIO(mark + b"ab\xe9\n"), "a.txt"))

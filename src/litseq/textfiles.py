@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -98,8 +99,10 @@ def read_lines(file: BinaryIO, name: str, *, keep_mark: bool = False) -> Iterato
         ValueError: If a line is not UTF-8.
     """
     for number, line in enumerate(file, 1):
+        if number == 1 and not keep_mark:
+            line = line.removeprefix(codecs.BOM_UTF8)
         try:
-            text = line.decode("utf-8-sig" if number == 1 and not keep_mark else "utf-8")
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{'standard input' if name == '-' else name}, line {number}: byte "

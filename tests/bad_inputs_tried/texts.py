@@ -409,7 +409,7 @@ CASES = [
         "array.json",
         "one JSON array in place of lines",
         b'[\n{"en": "one", "de": "eins"}\n]\n',
-        r"array\.json:1: not JSON \(Expecting value: line 1 column 2 \(char 1\)\)\.",
+        r"array\.json:1: an array begins; give one JSON object a line\.",
     ),
     file(
         "number.jsonl",

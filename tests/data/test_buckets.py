@@ -252,6 +252,13 @@ def test_training_on_fewer_examples_than_ranks():
         len(make_loader(ids=[4, 2], world_size=3, rank=0))
 
 
+def test_training_in_order_has_equally_many_steps_on_each_rank():
+    loaders = [make_loader(shuffle=False, even=True, world_size=3, rank=r) for r in range(3)]
+    seen = [ids_of(loader) for loader in loaders]
+    assert len({len(loader) for loader in loaders}) == len({len(ids) for ids in seen}) == 1
+    assert ids_of(loaders[0]) == seen[0]  # no new draw
+
+
 def test_evaluation_of_fewer_examples_than_ranks():
     loaders = ranks(3, ids=[4], shuffle=False)
     assert [len(loader) for loader in loaders] == [1, 1, 1]

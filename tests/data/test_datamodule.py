@@ -1,5 +1,6 @@
 import logging
 import multiprocessing
+import shutil
 
 import datasets
 import lightning.pytorch as L
@@ -126,6 +127,27 @@ def test_changed_data_are_read_anew(folder, tmp_path):
     assert second.texts("val", [0])[0] == ["new " + PAIRS["val"][0][0]]
 
 
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_training_data_that_change_under_a_model_are_refused(folder, tmp_path, stage):
+    for path in folder.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = prepare(tmp_path)
+    (tmp_path / "train.en").write_text("".join(f"new {s}\n" for s, _ in PAIRS["train"]))
+    data.prepare_data()
+    with pytest.raises(ValueError, match=r"training data have changed .* make a new Translation"):
+        data.setup(stage)
+
+
+def test_other_data_that_change_are_opened_anew(folder, tmp_path):
+    for path in folder.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = prepare(tmp_path)
+    (tmp_path / "test.en").write_text("".join(f"new {s}\n" for s, _ in PAIRS["test"]))
+    data.prepare_data()
+    data.setup("test")
+    assert data.texts("test", [0])[0] == ["new " + PAIRS["test"][0][0]]
+
+
 def test_the_demo_needs_no_argument(tmp_path, caplog):
     data = TranslationDataModule(cache_dir=str(tmp_path))
     with caplog.at_level(logging.INFO):
@@ -190,6 +212,20 @@ def test_hub(folder, tmp_path, monkeypatch):
     assert len(ids_of(joined.test_dataloader())) == 14
     cut = prepare(folder, **(options | {"test_size": 6}))
     assert len(ids_of(cut.test_dataloader())) == 6
+
+
+def test_bad_rows_of_a_hub_dataset_are_left_out(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    (tmp_path / "set").mkdir()
+    pairs = [*PAIRS["train"], ("no translation", None)]
+    rows = [{"translation": {"en": source, "zh": target}} for source, target in pairs]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "train-0.parquet")
+    options = {"dataset": str(tmp_path / "set"), "train": None, "val": None, "test": None}
+    with pytest.raises(ValueError, match=r"row 60: 'translation.zh' must be text, found NoneType"):
+        prepare(folder, **options)
+    data = prepare(folder, **options, max_bad_lines=1)
+    assert len(ids_of(data.train_dataloader())) == 60
+    assert "1 bad lines were skipped, see" in caplog.text
 
 
 def test_a_hub_dataset_without_training_split(folder, tmp_path, monkeypatch):
@@ -482,6 +518,30 @@ def test_what_is_prepared_is_not_written_again(folder, tmp_path):
     assert prepare() == first
 
 
+def test_absolute_names_mean_the_same_everywhere(folder, tmp_path, monkeypatch):
+    data = make(folder, cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    monkeypatch.chdir(tmp_path)
+    make(folder, cache_dir=str(tmp_path / "cache")).setup()
+    with pytest.raises(FileNotFoundError, match="not prepared"):
+        make(folder, cache_dir=str(tmp_path / "cache"), train="train").setup()
+
+
+@pytest.mark.parametrize(("lost", "message"), [(1, "29 rows for 60 texts"), (2, "has lost its")])
+def test_a_cache_that_has_lost_files(lost, message, folder, tmp_path):
+    data = make(folder, cache_dir=str(tmp_path / "cache"), val=None, test=None)
+    data.prepare_data()
+    (tokens,) = (tmp_path / "cache" / "tokens").iterdir()
+    (file,) = tokens.glob("*.arrow")
+    table = datasets.Dataset.from_file(str(file))
+    file.unlink()
+    if lost == 1:
+        with pa.ipc.new_stream(file, table.data.table.schema) as writer:
+            writer.write_table(table.data.table.slice(0, 29))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        data.setup()
+
+
 def test_ids_of_a_former_tokenizer_are_left_out(folder, tmp_path):
     for path in folder.glob("*.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -549,9 +609,12 @@ def test_a_marian_model_learns_from_the_batches(data):
 
 def test_the_tokenizer_of_a_checkpoint_can_be_taken(folder, data, tmp_path):
     torch.save({"litseq": {"tokenizer": data.tokenizer.state_dict()}}, tmp_path / "a.ckpt")
-    other = prepare(folder, tokenizer=str(tmp_path / "a.ckpt"), vocab_size=77)
-    assert isinstance(other.tokenizer, TranslationTokenizer)
-    assert other.tokenizer.fingerprint == data.tokenizer.fingerprint
+    (tmp_path / "shards.ckpt").mkdir()
+    shutil.copy(tmp_path / "a.ckpt", tmp_path / "shards.ckpt" / "meta.pt")
+    for name in ("a.ckpt", "shards.ckpt"):
+        other = prepare(folder, tokenizer=str(tmp_path / name), vocab_size=77)
+        assert isinstance(other.tokenizer, TranslationTokenizer)
+        assert other.tokenizer.fingerprint == data.tokenizer.fingerprint
 
 
 # ---- max_tokens: auto ----

@@ -72,6 +72,12 @@ def test_a_blank_text_is_eos_alone(tokenizer, text):
     assert tokenizer.encode_target([text]) == [[3]]
 
 
+def test_a_line_feed_is_a_space(tokenizer):
+    """Training reads lines, so none has a piece; a record of JSON may hold one."""
+    lines, line = (tokenizer.encode_source([f"a cat{space}a dog\n"]) for space in ("\n", " "))
+    assert lines == line
+
+
 @pytest.mark.parametrize("text", ["<s>", "</s>", "<pad>", "<unk>", "the <s> dog </s><pad>"])
 def test_special_pieces_in_a_text_stay_text(tokenizer, text):
     for encode in (tokenizer.encode_source, tokenizer.encode_target):

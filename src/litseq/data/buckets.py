@@ -54,6 +54,7 @@ class TokenBucketLoader:
         max_tokens: Padded tokens per batch and device on its longer side.
         max_sentences: Examples per batch at most; None: no limit.
         shuffle: Whether to draw new batches in every epoch, as in training.
+        even: Whether all ranks take equally many steps, as in training; None: as ``shuffle``.
         seed: Seed of all draws.
         num_workers: Number of processes that load batches; 0: this one.
         persistent_workers: Whether they stay between passes.
@@ -77,6 +78,7 @@ class TokenBucketLoader:
         max_tokens: int,
         max_sentences: int | None = None,
         shuffle: bool = True,
+        even: bool | None = None,
         seed: int = 0,
         num_workers: int = 0,
         persistent_workers: bool = False,
@@ -99,6 +101,7 @@ class TokenBucketLoader:
         self.max_tokens = max_tokens
         self.max_sentences = max_sentences
         self.shuffle = shuffle
+        self._even = shuffle if even is None else even
         self.seed = seed
         self._place = None if world_size is None or rank is None else (world_size, rank)
         check_limits(max_tokens, max_sentences)
@@ -167,7 +170,7 @@ class TokenBucketLoader:
     def plan(self, epoch: int | None = None) -> BatchPlan:
         """The batches of an epoch, of all ranks; None: of the present one."""
         world_size, _ = self._locate()
-        if self.shuffle and self.num_examples < world_size:
+        if self._even and self.num_examples < world_size:
             raise ValueError(
                 f"{self.num_examples} training pairs cannot feed {world_size} processes; use at "
                 f"most {self.num_examples} devices."
@@ -216,7 +219,7 @@ class TokenBucketLoader:
     def __len__(self) -> int:
         world_size, rank = self._locate()
         num_batches = len(self.plan())
-        if self.shuffle:
+        if self._even:
             return -(-num_batches // world_size)
         return max(len(range(rank, num_batches, world_size)), min(num_batches, 1))
 
@@ -304,7 +307,7 @@ class TokenBucketLoader:
         world_size, rank = self._locate()
         plan = self.plan()
         batches = plan.batches()[self._read :]
-        if self.shuffle:
+        if self._even:
             batches = deal_batches(batches, world_size)
         elif rank >= len(batches) > 0:
             batches = [plan.order[:0]] * (rank + 1)

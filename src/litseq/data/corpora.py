@@ -76,6 +76,8 @@ def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
 def open_arrow(folder: Path) -> datasets.Dataset:
     """Memory-maps the ``*.arrow`` files of a folder, in the order of their names."""
     parts = [datasets.Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))]
+    if not parts:
+        raise FileNotFoundError(f"{folder} has lost its files; remove it, and run again.")
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
@@ -107,14 +109,7 @@ def cache_files(
     names = [names] if isinstance(names, str) else list(names)
     files = [find_file(name, columns) for name in names]
     contents = [[file.kind, *map(_digest, file.paths)] for file in files]
-    bad: list[ValueError] = []
-
-    def skip(error: ValueError) -> None:
-        if len(bad) == max_bad_lines:
-            more = f" ({max_bad_lines} bad lines before it were skipped)" if bad else ""
-            raise ValueError(f"{error}{more}")
-        bad.append(error)
-
+    bad, skip = _tolerate(max_bad_lines)
     limit = [max_bad_lines] if max_bad_lines else []
     return _cache_pairs(
         (pair for file in files for pair in read_file(file, columns, skip=skip)),
@@ -125,8 +120,27 @@ def cache_files(
     )
 
 
+def _tolerate(max_bad_lines: int) -> tuple[list[ValueError], Callable[[ValueError], None]]:
+    """The bad lines so far, and what takes one more or raises it."""
+    bad: list[ValueError] = []
+
+    def skip(error: ValueError) -> None:
+        if len(bad) == max_bad_lines:
+            more = f" ({max_bad_lines} bad lines before it were skipped)" if bad else ""
+            raise ValueError(f"{error}{more}")
+        bad.append(error)
+
+    return bad, skip
+
+
 def cache_hub(
-    name: str, *, config: str | None, split: str, columns: Columns, cache_dir: Path
+    name: str,
+    *,
+    config: str | None,
+    split: str,
+    columns: Columns,
+    max_bad_lines: int = 0,
+    cache_dir: Path,
 ) -> Path:
     """Reads a split of a Hub dataset into a folder for ``open_arrow``.
 
@@ -135,6 +149,7 @@ def cache_hub(
         config: Name of its configuration.
         split: Name of the split; a slice such as ``train[:1000]`` is fine.
         columns: Languages, columns, and whether the target is needed.
+        max_bad_lines: As in ``cache_files``.
         cache_dir: Where the folder is made.
 
     Returns:
@@ -146,11 +161,14 @@ def cache_hub(
     where = f"{name} ({config}) [{split}]" if config else f"{name} [{split}]"
     with _explain_hub(where):
         data = datasets.load_dataset(name, config, split=split)
+    bad, skip = _tolerate(max_bad_lines)
+    limit = [max_bad_lines] if max_bad_lines else []
     return _cache_pairs(
-        read_tables(data.with_format("arrow").iter(batch_size=_CHUNK), columns, where),
-        cache_dir / "text" / _key("hub", where, data._fingerprint, astuple(columns)),
+        read_tables(data.with_format("arrow").iter(batch_size=_CHUNK), columns, where, skip=skip),
+        cache_dir / "text" / _key("hub", where, data._fingerprint, astuple(columns), *limit),
         columns.need_target,
         where,
+        bad=bad,
     )
 
 

@@ -84,9 +84,9 @@ class TranslationDataModule(L.LightningDataModule):
         max_length_ratio: Longer over shorter side of a training pair at most, in tokens.
             Default: any.
         max_chars: Characters of a text that are read at most; longer training pairs are dropped.
-        max_bad_lines: So many lines of ``train``, ``val`` and of ``test`` each that cannot be read,
-            such as bytes that are not UTF-8, are left out with their partners and listed in the
-            cache; one more is an error. A line to ``predict`` is never left out.
+        max_bad_lines: So many lines or rows of ``train``, ``val`` and of ``test`` each that cannot
+            be read, such as bytes that are not UTF-8, are left out with their partners and listed
+            in the cache; one more is an error. A line to ``predict`` is never left out.
         drop_duplicates: Whether a training pair that repeats an earlier one is dropped.
         max_tokens: Padded tokens per batch and device: sentences times the longest of either side.
             ``auto``: the most that fits into memory, which ``litseq.MemoryCheck`` finds before
@@ -202,6 +202,7 @@ class TranslationDataModule(L.LightningDataModule):
         self._seed = seed
         self._allow_other_data = allow_other_data
         self._tokenizer: TranslationTokenizer | None = None
+        self._tokenizer_folder = ""
         self._splits: dict[str, EncodedSplit] = {}
         self._train_ids: NDArray[np.int64] | None = None
         self._expected: Mapping[str, Any] = {}
@@ -220,7 +221,7 @@ class TranslationDataModule(L.LightningDataModule):
             del least["max_tokens"]
         for name, minimum in least.items():
             value = self.hparams[name]
-            if value is not None and value < minimum:
+            if value is not None and not value >= minimum:  # NaN is not
                 raise ValueError(f"{name} must be at least {minimum}, got {value}.")
             if value is not None and value > most[name]:
                 raise ValueError(f"{name} must be at most {most[name]:,}, got {value:,}.")
@@ -284,7 +285,8 @@ class TranslationDataModule(L.LightningDataModule):
 
         Raises:
             FileNotFoundError: If ``prepare_data`` has not run.
-            ValueError: If no training pair passes the filters.
+            ValueError: If no training pair passes the filters, or the tokenizer has become another
+                since the last time.
         """
         if self.trainer is not None:
             callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -292,10 +294,17 @@ class TranslationDataModule(L.LightningDataModule):
                 callbacks.insert(0, ResumedEpoch())
         prepared = self._preparation.find()
         if self._tokenizer is None:
+            self._tokenizer_folder = prepared.tokenizer
             self._tokenizer = self._preparation.load_tokenizer(prepared)
             self._check_tokenizer()
+        elif prepared.tokenizer != self._tokenizer_folder:
+            raise ValueError(
+                "the training data have changed since they were set up, and with them the "
+                "tokenizer, which the model knows by now; make a new TranslationDataModule."
+            )
         for split in SPLITS if stage is None else _STAGES[stage]:
-            if split in prepared.tokens and split not in self._splits:
+            folder = prepared.tokens.get(split)
+            if folder and (split not in self._splits or self._splits[split].fingerprint != folder):
                 self._splits[split] = self._open_split(split, prepared)
                 if split == "train":
                     self._filter_train()
@@ -484,13 +493,15 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _train_loader(self, max_tokens: int) -> TokenBucketLoader:
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader("train", max_tokens=max_tokens, shuffle=not overfit)
+        return self._loader("train", max_tokens=max_tokens, shuffle=not overfit, even=True)
 
     def _eval_loader(self, split: Split) -> TokenBucketLoader:
         max_tokens = self._eval_max_tokens or self._max_tokens or _EVAL_MAX_TOKENS
-        return self._loader(split, max_tokens=max_tokens, shuffle=False)
+        return self._loader(split, max_tokens=max_tokens, shuffle=False, even=False)
 
-    def _loader(self, split: Split, *, max_tokens: int, shuffle: bool) -> TokenBucketLoader:
+    def _loader(
+        self, split: Split, *, max_tokens: int, shuffle: bool, even: bool
+    ) -> TokenBucketLoader:
         data = self._split(split)
         place = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return TokenBucketLoader(
@@ -501,6 +512,7 @@ class TranslationDataModule(L.LightningDataModule):
             max_tokens=max_tokens,
             max_sentences=self._max_sentences,
             shuffle=shuffle,
+            even=even,
             seed=self._seed,
             num_workers=self._num_workers,
             persistent_workers=True,

@@ -19,7 +19,7 @@ from litseq.types import Batch
 
 __all__ = ["EncodedSplit", "SubwordSampling", "cache_tokens"]
 
-_FORMAT = 1  # part of every cache key: raise it when the same text gives other columns
+_FORMAT = 2  # part of every cache key: raise it when the same text gives other columns
 _ROWS_PER_PROCESS = 20_000  # below this a process costs more than it brings
 
 
@@ -167,6 +167,11 @@ class EncodedSplit:
         self.fingerprint = tokens.name
         self._texts = open_arrow(texts)
         self._tokens = open_arrow(tokens).with_format("arrow")
+        if len(self._texts) != len(self._tokens):
+            raise ValueError(
+                f"{tokens} holds {len(self._tokens):,} rows for {len(self._texts):,} texts, so "
+                f"files are missing; remove it, and run again."
+            )
         self._max_len = {"src": max_src_len, "tgt": max_tgt_len}
         self._pad_id = pad_id
         self.with_target = with_target and "tgt" in self._tokens.column_names

@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import sentencepiece
@@ -173,8 +175,11 @@ class Preparation:
         return tokenizer
 
     def _note(self, name: str) -> Path:
-        # Relative file names mean other files in another folder.
-        arguments = {**asdict(self), "cache_dir": None, "num_proc": None, "cwd": os.getcwd()}
+        given = (self.train, self.val, self.test, self.predict, self.tokenizer, self.dataset)
+        names = chain.from_iterable([n] if isinstance(n, str) else n or () for n in given)
+        # Relative names mean other files in another folder.
+        cwd = None if all(map(os.path.isabs, names)) else os.getcwd()
+        arguments = {**asdict(self), "cache_dir": None, "num_proc": None, "cwd": cwd}
         return self.cache_dir / "prepared" / f"{_key(arguments)}.{name}.json"
 
     def _write(self, prepared: Prepared, wanted: Collection[Split]) -> None:
@@ -192,7 +197,7 @@ class Preparation:
             if note.exists() and note.read_bytes() == text.encode():
                 continue  # the cache may be shared, and closed to writing
             note.parent.mkdir(parents=True, exist_ok=True)
-            draft = note.with_suffix(f".{os.getpid()}.draft")
+            draft = note.with_suffix(f".{uuid4().hex}.draft")  # the cache may be on many machines
             draft.write_text(text, encoding="utf-8")
             draft.replace(note)
 
@@ -218,13 +223,16 @@ class Preparation:
             given = next((name for name in _HUB_NAMES[split] if name in there), None)
         if given is None:
             return None
-        return corpora.cache_hub(
+        folder = corpora.cache_hub(
             self.dataset,
             config=self.dataset_config,
             split="+".join(given) if isinstance(given, list) else given,  # the Hub's way to join
             columns=self._columns(need_target=True),
+            max_bad_lines=self.max_bad_lines,
             cache_dir=self.cache_dir,
         )
+        _warn_of_bad_lines(folder, f"{self.dataset} [{given}]")
+        return folder
 
     def _cache_files(self, names: str | list[str], *, need_target: bool) -> Path:
         folder = corpora.cache_files(
@@ -234,9 +242,7 @@ class Preparation:
             max_bad_lines=self.max_bad_lines if need_target else 0,
             cache_dir=self.cache_dir,
         )
-        if (listed := folder / corpora.BAD_LINES).exists():
-            count = listed.read_bytes().count(b"\n")
-            _log.warning("%s: %d bad lines were skipped, see %s", names, count, listed)
+        _warn_of_bad_lines(folder, names)
         return folder
 
     def _columns(self, *, need_target: bool) -> Columns:
@@ -290,6 +296,12 @@ class Preparation:
             tgt_lang=self.tgt_lang,
             **self.tokenizer_options,
         )
+
+
+def _warn_of_bad_lines(folder: Path, names: object) -> None:
+    if (listed := folder / corpora.BAD_LINES).exists():
+        count = listed.read_bytes().count(b"\n")
+        _log.warning("%s: %d bad lines were skipped, see %s", names, count, listed)
 
 
 def _key(parts: object) -> str:

@@ -275,6 +275,8 @@ def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
+        if isinstance(error, ValueError) and line.lstrip().startswith("["):
+            raise ValueError(f"{where}: an array begins; give one JSON object a line.") from error
         raise ValueError(f"{where}: not JSON ({error}).") from error
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(record).__name__}.")
@@ -313,18 +315,25 @@ def _read_parquet(paths: Sequence[Path], columns: Columns) -> Iterator[Pair | Va
         raise ValueError(f"{path} is not Parquet, or is damaged ({reason}).") from error
 
 
-def read_tables(tables: Iterable[Any], columns: Columns, where: str) -> Iterator[Pair]:
+def read_tables(
+    tables: Iterable[Any],
+    columns: Columns,
+    where: str,
+    *,
+    skip: Callable[[ValueError], None] | None = None,
+) -> Iterator[Pair]:
     """Reads pairs out of ``pyarrow.Table`` objects.
 
     Args:
         tables: One after the other.
         columns: Which columns to read; of a struct such as ``translation`` its fields.
         where: What error messages call the place.
+        skip: As in ``read_file``.
 
     Raises:
         ValueError: If a column is missing or holds something else than text; names the row.
     """
-    return _sound(_read_tables(tables, columns, where), None)
+    return _sound(_read_tables(tables, columns, where), skip)
 
 
 def _read_tables(

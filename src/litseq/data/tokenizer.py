@@ -26,6 +26,7 @@ _SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")
 _TRAINING_THREADS = 16
 _SPACE = "\u2581"
 _FORMAT = 1
+_SHARD_COMMON = "meta.pt"  # of a checkpoint in shards: all but the weights
 
 
 class TranslationTokenizer:
@@ -300,6 +301,8 @@ class TranslationTokenizer:
             ValueError: If the file is not what its name says.
         """
         path = Path(path)
+        if path.is_dir() and (path / _SHARD_COMMON).is_file():
+            return cls.from_state_dict(_read_checkpoint(path / _SHARD_COMMON), origin=str(path))
         if path.is_dir():
             return cls._load_folder(path)
         if not path.exists():
@@ -358,7 +361,7 @@ class TranslationTokenizer:
         streams: Iterable[int] | None,
     ) -> list[list[int]]:
         cuts = sampler(
-            _strip(texts),
+            list(map(_one_line, texts)),
             alpha=alpha,
             nbest_size=nbest_size,
             seed=seed,
@@ -384,14 +387,17 @@ def _chain(*parts: Iterable[str]) -> Iterator[str]:
         yield from part
 
 
-def _strip(texts: Iterable[str]) -> list[str]:
-    # SentencePiece trims U+0020 alone; an ideographic or no-break space would pass for a text.
-    return [text.strip() for text in texts]
+def _one_line(text: str) -> str:
+    # SentencePiece trims U+0020 alone; an ideographic or no-break space would pass for a text. Its
+    # training reads lines, so a line feed has no piece.
+    return text.strip().replace("\n", " ")
 
 
 def _encode(processor: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
     # One thread: callers that want more cores run more processes.
-    ids: list[list[int]] = processor.encode(_strip(texts), add_eos=True, num_threads=1)
+    ids: list[list[int]] = processor.encode(
+        list(map(_one_line, texts)), add_eos=True, num_threads=1
+    )
     return ids
 
 
@@ -435,7 +441,7 @@ def _train_model(texts: Iterable[str], language: str, options: Mapping[str, Any]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(text.strip().replace("\n", " ") for text in texts),
+            sentence_iterator=map(_one_line, texts),
             model_writer=model,
             pad_id=0,
             unk_id=1,
