@@ -212,6 +212,12 @@ def test_weights_that_are_not_finite(value, save):
     assert "b is not finite" in refusal(paths[::-1])
 
 
+def test_the_weights_of_one_checkpoint_that_are_no_numbers(save):
+    bad = random_weights(2)
+    bad["b"][1] = torch.nan
+    assert re.search(r"2\.ckpt: b is not finite \(NaN\); leave out", refusal([save("2.ckpt", bad)]))
+
+
 def test_a_damaged_file(save):
     paths = [save(f"{i}.ckpt", random_weights(i)) for i in (1, 2)]
     content = bytearray(paths[1].read_bytes())

@@ -369,7 +369,8 @@ def test_checkpoints_to_average(recipe, made):
         assert kept._every_n_train_steps == recipe.apart
         assert recipe.averaged * recipe.apart < recipe.last
     if recipe.name.startswith("paper/"):
-        assert f"litseq average RUN --last {recipe.averaged} " in header_of(recipe)
+        assert "litseq average RUN/checkpoints/step=*.ckpt " in header_of(recipe)
+        assert kept.filename == "{step}"
 
 
 def test_iwslt_s_files_and_languages():

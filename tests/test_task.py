@@ -209,6 +209,25 @@ def test_plateau_scheduler_goes_by_validation(tmp_path):
     assert run.optimizers[0].param_groups[0]["lr"] == 0.0625
 
 
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [
+        ({"check_val_every_n_epoch": 2}, 2),  # an epoch without a validation says nothing
+        ({"check_val_every_n_epoch": None, "val_check_interval": 5}, 3),  # nor the first one here
+    ],
+)
+def test_a_plateau_is_one_of_validations(options, times, tmp_path):
+    module = make(
+        TransformerSeq2Seq,
+        vocab_size=23,
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+    )
+    run = trainer(tmp_path, max_epochs=4, **options)
+    batches = torch.utils.data.DataLoader([batch([3])] * 3, batch_size=None)
+    run.fit(module, batches, torch.utils.data.DataLoader([batch([3])], batch_size=None))
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == times
+
+
 def test_warm_up_longer_than_the_run_is_told(tmp_path, caplog):
     module = make(TransformerSeq2Seq, vocab_size=23, schedule="linear", warmup_steps=9)
     trainer(tmp_path, max_steps=2).fit(module, Batches([batch([3])] * 3))

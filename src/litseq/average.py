@@ -133,6 +133,7 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         if origins[-1]["step"] == max(origin["step"] for origin in origins):
             newest = {name: checkpoint[name] for name in _KEPT if name in checkpoint}
             newest["state_dict"] = {n: w for n, w in weights.items() if not _has_mean(w)}
+        del checkpoint, weights  # before the next one is read
     origins.sort(key=lambda origin: (origin["step"], origin["file"]))
     for one, other in pairwise(origins):
         if one["step"] == other["step"]:
@@ -169,6 +170,11 @@ class _Mean:
                 tied_to = addresses.setdefault((weight.data_ptr(), weight.shape), name)
                 if weight.numel() and tied_to != name:
                     self._ties[name] = tied_to
+                if value.isnan().any():
+                    raise ValueError(
+                        f"{path}: {name} is not finite (NaN); leave out the checkpoint of a "
+                        f"training that failed."
+                    )
                 continue
             self._dtypes[name] = torch.promote_types(self._dtypes[name], weight.dtype)
             mean = self._means[name]

@@ -73,7 +73,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         schedule: Course of the learning rate after the warm-up.
         warmup_steps: Optimizer steps until the peak learning rate.
         lr_scheduler: Any torch scheduler in place of ``schedule``; stepped after every optimizer
-            step, ReduceLROnPlateau by val/loss after every epoch.
+            step, ReduceLROnPlateau by val/loss after every epoch that is validated.
         beam_size: Hypotheses kept per sentence in test and predict; 1 is greedy.
         length_penalty: Exponent of the length normalisation in beam search.
         n_best: Hypotheses returned per sentence in test and predict; scores are the best's.
@@ -312,10 +312,16 @@ class Seq2Seq(pl.LightningModule, ABC):
         if self.lr_scheduler is not None:
             chosen = self.lr_scheduler(optimizer)
             if isinstance(chosen, ReduceLROnPlateau):  # it goes by what validation finds
-                monitor = getattr(chosen, "monitor", "val/loss")
+                every = self.trainer.check_val_every_n_epoch
                 return {
                     "optimizer": optimizer,
-                    "lr_scheduler": {"scheduler": chosen, "interval": "epoch", "monitor": monitor},
+                    "lr_scheduler": {
+                        "scheduler": chosen,
+                        "interval": "epoch",
+                        "frequency": every or 1,
+                        "monitor": getattr(chosen, "monitor", "val/loss"),
+                        "strict": every is not None,  # else an epoch may have no validation
+                    },
                 }
         else:
             chosen = self._make_scheduler(optimizer)

@@ -320,3 +320,10 @@ def test_lightning_still_needs_it(tmp_path):
     initial = copied(task)
     fit(tmp_path, [watch, average], task=task)
     assert_equal(watch.validated[-1][1], initial)
+
+
+def test_a_callback_of_a_former_run_averages_from_the_first_step(tmp_path):
+    used = ExponentialAverage(DECAY)
+    fit(tmp_path, [used], max_epochs=3)
+    averages = [copied(fit(tmp_path, [c])[1]) for c in (used, ExponentialAverage(DECAY))]
+    assert_equal(*averages)

@@ -3,6 +3,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
+from litseq.callbacks import RunCheckpoint
 from litseq.callbacks.idle import RefuseIdleRun
 
 
@@ -58,3 +59,17 @@ def test_an_error_stays_what_it_is(tmp_path):
     with pytest.raises(KeyError, match="a bug"):
         trainer(tmp_path).fit(Broken())
     assert torch.is_grad_enabled()
+
+
+def test_a_last_validation_that_was_still_to_come(tmp_path):
+    folder = tmp_path / "checkpoints"
+
+    def run(ckpt_path=None):
+        made = trainer(tmp_path)
+        made.callbacks.append(RunCheckpoint(str(folder)))
+        made.fit(BoringModel(), ckpt_path=ckpt_path, weights_only=True)
+
+    run()
+    run(folder / "previous.ckpt")  # of before that validation; no error, for it was done
+    with pytest.raises(ValueError, match="nothing was trained"):
+        run(folder / "last.ckpt")

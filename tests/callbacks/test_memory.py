@@ -348,3 +348,25 @@ def test_the_number_of_a_checkpoint_is_checked_like_any_other(
     monkeypatch.setattr(memory, "_free", lambda device: 1000)
     with pytest.raises(ValueError, match=r"0\.00 GB are free; take a smaller model"):
         fit(tmp_path / "a.ckpt", max_epochs=3)
+
+
+def test_a_step_that_takes_the_batch_alone(tmp_path, caplog):
+    class Alone(type(tiny_task())):
+        def training_step(self, batch):
+            return super().training_step(batch, 0)
+
+    with caplog.at_level(logging.INFO, logger="litseq"):
+        tiny_trainer(tmp_path, callbacks=[MemoryCheck()]).fit(tiny_task(Alone), bucket_loader())
+    assert any("the largest, takes" in message for message in caplog.messages)
+
+
+def test_optimization_by_hand_is_told(tmp_path, caplog):
+    class ByHand(type(tiny_task())):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            """Steps, whoever calls it."""
+
+    with caplog.at_level(logging.WARNING, logger="litseq"):
+        tiny_trainer(tmp_path, callbacks=[MemoryCheck()]).fit(tiny_task(ByHand), bucket_loader())
+    assert "MemoryCheck checks nothing: ByHand optimizes by hand." in caplog.messages

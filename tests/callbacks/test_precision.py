@@ -9,9 +9,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from test_nonfinite import BAD_GRADIENT, INF, Linear, assert_same, fit, poisoned, states
 
 from litseq.architectures import TransformerSeq2Seq
+from litseq.callbacks import RunCheckpoint
 from litseq.callbacks.nonfinite import NonFiniteGuard
 from litseq.callbacks.precision import PrecisionMonitor
-from tiny_tasks import tiny_batches, tiny_task
+from tiny_tasks import loader, tiny_batches, tiny_task, tiny_trainer
 
 
 def rows(folder, task, batches, *callbacks, **options):
@@ -108,3 +109,17 @@ def test_training_is_the_same_with_and_without(tmp_path):
         trainer = fit(tmp_path, task, tiny_batches(4), *callbacks, gradient_clip_val=1.0)
         ends.append((states(trainer, task), torch.get_rng_state()))
     assert_same(*ends)
+
+
+def test_a_run_that_goes_on_logs_the_norm_as_before(tmp_path):
+    callbacks = PrecisionMonitor(), RunCheckpoint(str(tmp_path))
+    options = {"enable_checkpointing": True}
+    rows(tmp_path / "a", Linear([1.0] * 2), [torch.ones(4, 2)] * 2, *callbacks, **options)
+    callbacks, data = (PrecisionMonitor(), RunCheckpoint(str(tmp_path))), [torch.ones(4, 2)] * 2
+    ckpt_path, task = tmp_path / "last.ckpt", Linear([1.0] * 4)
+    logger = CSVLogger(tmp_path / "b")
+    trainer = tiny_trainer(
+        tmp_path, callbacks=[*callbacks], logger=logger, max_epochs=2, enable_checkpointing=True
+    )
+    trainer.fit(task, loader(data), ckpt_path=ckpt_path)
+    assert "train/grad_norm" in (Path(logger.log_dir) / "metrics.csv").read_text()

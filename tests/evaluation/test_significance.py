@@ -143,3 +143,9 @@ def test_a_seed_that_is_none_is_refused(monkeypatch):
         ValueError, match="SACREBLEU_SEED must be a whole number or 'none', got 'abc'"
     ):
         corpus_scores(["a b"], ["a b"], confidence=True)
+
+
+def test_a_seed_that_is_none_is_refused_by_comparisons_too(monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "abc")
+    with pytest.raises(ValueError, match="SACREBLEU_SEED must be a whole number or 'none'"):
+        compare({"a": ["a b"], "b": ["a c"]}, ["a b"])

@@ -164,6 +164,7 @@ def test_a_model_without_attention_has_a_report_too(module, elsewhere):
         (["a", "--out", "folder"], ValueError, "folder is a folder; give a file to write"),
         (["a", "--json", "nowhere/a.json"], FileNotFoundError, "no folder nowhere to write a.json"),
         (["a", "--out", "x", "--json", "./x"], ValueError, "x cannot be both page and JSON"),
+        (["--input", "in.txt", "--out", "./in.txt"], ValueError, "in.txt is read itself; write to"),
         (["a", "--head", "cross:8:1"], ValueError, "no head cross:8:1; it has cross:1"),
         (["a", "--head", "cross"], ValueError, "a head is written kind:layer:head"),
         (["a", "--device", "abacus"], ValueError, "cannot compute on device 'abacus'"),
@@ -176,6 +177,7 @@ def test_a_model_without_attention_has_a_report_too(module, elsewhere):
 def test_refuses(given, error, message, fitted, elsewhere):
     (elsewhere / "folder").mkdir()
     (elsewhere / "empty.txt").touch()
+    (elsewhere / "in.txt").write_text("a\n")
     (elsewhere / "latin.txt").write_bytes(b"a\n\xe4\n")
     before = sorted(elsewhere.iterdir())
     with pytest.raises(error, match=message):

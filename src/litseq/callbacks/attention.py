@@ -152,10 +152,10 @@ class AttentionLogger(Callback):
         """Finds the folder; nothing is made yet."""
         self._out, self._next_step, self._fired_at = None, float("inf"), -1
         # mypy: the attribute is set by a part of the Trainer
-        if stage != "fit" or trainer.fast_dev_run or self._disabled:  # type: ignore[attr-defined]
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = run_folder(trainer) / "attention"  # on every rank
-        if not trainer.is_global_zero:
+        if self._disabled or not trainer.is_global_zero:
             return
         sharding = {c.__name__ for c in type(trainer.strategy).__mro__} & _SHARDING
         if sharding:

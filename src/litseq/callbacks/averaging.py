@@ -83,6 +83,7 @@ class ExponentialAverage(EMAWeightAveraging):
             )
         self._device = trainer.strategy.root_device
         self._swapped = self._validating = False
+        self._latest_update_step = 0  # of a former run, or of the checkpoint, which comes later
         with warnings.catch_warnings():  # nothing is sharded here
             warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
             super().setup(trainer, pl_module, stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 __all__ = ["RefuseIdleRun"]
 
@@ -27,9 +28,10 @@ class RefuseIdleRun(Callback):
         """Notes that there was a batch."""
         self._busy.add("fit")
 
-    def on_validation_batch_end(self, *args: Any) -> None:  # noqa: ANN401
-        """Notes that there was a batch."""
-        self._busy.add("validate")
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
+        """Notes that there was a batch; a run that went on may have had this validation to do."""
+        if not trainer.sanity_checking:
+            self._busy.add("fit" if trainer.state.fn == TrainerFn.FITTING else "validate")
 
     def on_test_batch_end(self, *args: Any) -> None:  # noqa: ANN401
         """Notes that there was a batch."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from litseq.sharding import local
 from litseq.types import Batch
@@ -54,8 +55,8 @@ class MemoryCheck(Callback):
     system that runs out of memory gives no error, and only Linux says how much was used; elsewhere
     the check is left out.
 
-    Works for any module whose training loader has ``largest_batches()``, as ``TokenBucketLoader``
-    has; for another, one line says so.
+    Works for any module with automatic optimization whose training loader has
+    ``largest_batches()``, as ``TokenBucketLoader`` has; for another, one line says so.
 
     It also finds the number where a DataModule is told ``max_tokens: auto``.
 
@@ -146,6 +147,11 @@ class MemoryCheck(Callback):
         if not hasattr(loader, "largest_batches"):
             _log.warning(
                 "MemoryCheck checks nothing: %s has no largest_batches().", type(loader).__name__
+            )
+            return
+        if not pl_module.automatic_optimization:  # its step would train
+            _log.warning(
+                "MemoryCheck checks nothing: %s optimizes by hand.", type(pl_module).__name__
             )
             return
         if loader.max_tokens == self._chosen:
@@ -244,7 +250,9 @@ def _step(trainer: Trainer, module: LightningModule, batch: dict[str, Any]) -> N
     batch = trainer.strategy.batch_to_device(plugin.convert_input(batch), module.device)
     try:
         with plugin.train_step_context():
-            output = module.training_step(batch, 0)
+            # as Lightning itself calls it
+            indexed = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+            output = module.training_step(batch, *([0] if indexed else []))
         loss: Any = output["loss"] if isinstance(output, Mapping) else output
         loss.backward()
     finally:

@@ -101,6 +101,8 @@ class NonFiniteGuard(Callback):
         batch_idx: int,
     ) -> None:
         """Remembers which examples take part."""
+        if not pl_module.automatic_optimization:
+            return
         known: dict[str, Tensor] = {}
         if isinstance(batch, Mapping):
             names = ("id", "attention_mask", "labels")
@@ -111,7 +113,8 @@ class NonFiniteGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Remembers the loss."""
-        self._losses.append(loss.detach())
+        if pl_module.automatic_optimization:
+            self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -45,6 +45,14 @@ class PrecisionMonitor(Callback):
         self._module_logs: bool | None = None  # the norm of the gradients
         self._said: set[tuple[str, ...]] = set()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Who logs the norm: a run that goes on finds it among its metrics either way."""
+        return {"module_logs": self._module_logs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on as before."""
+        self._module_logs = state_dict["module_logs"]
+
     # Not on_after_backward, where gradients are still scaled.
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -57,8 +57,8 @@ def comet_score(
 
     Raises:
         ModuleNotFoundError: If the package unbabel-comet is not installed.
-        TypeError: If one of the texts is a single string.
-        ValueError: If the texts differ in length or are empty.
+        TypeError: If hypotheses or references are a single string.
+        ValueError: If they differ in length or are empty, or there is not one source for each.
 
     Source: Rei et al. (2020), https://aclanthology.org/2020.emnlp-main.213.
     """

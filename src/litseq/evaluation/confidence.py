@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from sacrebleu.metrics.base import Metric, Score
 
-__all__ = ["NUM_RESAMPLES", "Interval", "score"]
+__all__ = ["NUM_RESAMPLES", "Interval", "resampling_seed", "score"]
 
 NUM_RESAMPLES = 1000
 """Resamples of an interval and of a paired bootstrap test; sacreBLEU's own number."""
@@ -67,11 +67,7 @@ def score(
     result = metric._aggregate_and_compute(statistics)
     if not num_resamples:
         return result, None
-    seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
-    if seed != "none" and not seed.isdecimal():
-        raise ValueError(
-            f"SACREBLEU_SEED must be a whole number or 'none', got {seed!r}; unset it for 12345."
-        )
+    seed = resampling_seed()
     rng = np.random.default_rng(None if seed == "none" else int(seed))
     rows = np.array(statistics, dtype=np.float32)  # as sacreBLEU; (sentences, counts)
     size = len(rows)
@@ -85,3 +81,17 @@ def score(
     result.estimate_ci(resampled)
     metric.n_bootstrap, metric.seed = num_resamples, seed
     return result, Interval(float(result._mean), float(result._ci))
+
+
+def resampling_seed() -> str:
+    """The seed that sacreBLEU draws sentences with: a number, or none.
+
+    Raises:
+        ValueError: If ``SACREBLEU_SEED`` is something else.
+    """
+    seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
+    if seed != "none" and not seed.isdecimal():
+        raise ValueError(
+            f"SACREBLEU_SEED must be a whole number or 'none', got {seed!r}; unset it for 12345."
+        )
+    return seed

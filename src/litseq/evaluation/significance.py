@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sacrebleu.significance import PairedTest
 
-from litseq.evaluation.confidence import Interval, score
+from litseq.evaluation.confidence import Interval, resampling_seed, score
 from litseq.evaluation.legacy import legacy_metric
 from litseq.evaluation.scores import make_metric
 from litseq.evaluation.texts import check_pairs, warn_if_tokenised
@@ -119,8 +119,8 @@ def compare(
     Raises:
         ModuleNotFoundError: If a legacy BLEU is asked for and sacremoses is not installed.
         TypeError: If a system's hypotheses, or the references, are a single string.
-        ValueError: If there are fewer than two systems, if lengths differ, or if a metric, a
-            variant or the method is unknown.
+        ValueError: If there are fewer than two systems, if lengths differ, if a metric, a variant
+            or the method is unknown, or if ``SACREBLEU_SEED`` is no number.
 
     Source: Koehn (2004), https://aclanthology.org/W04-3250; Riezler and Maxwell (2005),
     https://aclanthology.org/W05-0908.
@@ -133,6 +133,7 @@ def compare(
         raise ValueError("a comparison needs a metric, got none.")
     for hypotheses in systems.values():
         check_pairs(hypotheses, references)
+    resampling_seed()  # sacreBLEU's own tests take it as it is
     made = {name: (make_metric(name, tgt_lang=tgt_lang), "") for name in metrics}
     made |= {f"legacy:{name}": legacy_metric(name, tgt_lang=tgt_lang) for name in legacy}
     for name, hypotheses in systems.items():

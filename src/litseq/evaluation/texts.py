@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import textwrap
 from collections.abc import Sequence
 
 __all__ = ["check_pairs", "primary_language", "warn_if_tokenised"]
@@ -83,6 +84,6 @@ def warn_if_tokenised(name: str, lines: Sequence[str]) -> None:
                 len(lines),
                 mark,
                 found[0],
-                lines[found[0] - 1],
+                textwrap.shorten(lines[found[0] - 1], 120),
             )
         return

@@ -85,7 +85,7 @@ def main(
         ValueError: If the checkpoint, a sentence or an option is not usable.
     """
     paths = [Path(name) for name in (out, json) if name is not None]
-    _check_outputs(paths)
+    _check_outputs(paths, inputs=[Path(name) for name in (ckpt, input) if name is not None])
     heads = [Head.parse(text) for text in head or ()]
     sentences = _sentences(texts, input)
     module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
@@ -130,12 +130,14 @@ def _sentences(texts: list[str], input: str | None) -> list[str]:
     return sentences
 
 
-def _check_outputs(paths: list[Path]) -> None:
+def _check_outputs(paths: list[Path], *, inputs: list[Path]) -> None:
     """Finds out before the work whether its result can be written."""
     for path in paths:
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give a file to write.")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in.")
+        if path.resolve() in {file.resolve() for file in inputs}:
+            raise ValueError(f"{path} is read itself; write to another file.")
     if len(paths) > len({path.resolve() for path in paths}):
         raise ValueError(f"{paths[0]} cannot be both page and JSON; give two files.")

@@ -38,7 +38,8 @@ def make_embeddings(
         vocab_size: Number of target ids.
         src_vocab_size: Number of source ids; None = as many as target ids.
         embedding_dim: Size of an embedding.
-        pad_id: Id of the padding token, whose embedding is zero and stays so.
+        pad_id: Id of the padding token, whose embedding is zero and, unless an output projection is
+            tied to the table, stays so.
         share: One table for both sides; None: where ``src_vocab_size`` is None.
 
     Returns:
