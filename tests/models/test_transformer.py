@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from litseq.decoding import SearchOptions, generate
 from litseq.layers.positions import sinusoids
 from litseq.models.transformer import Transformer
 
@@ -290,3 +291,18 @@ def test_every_decoder_layer_asks_the_last_encoder_output(src, padding):
     for layer, seen in zip(model.decoder_layers, keys, strict=True):
         torch.testing.assert_close(seen, layer.cross_attn.keys_values(memory.output)[0])
     assert not torch.allclose(keys[0], keys[1])  # one memory, each layer's own projection
+
+
+def test_learned_positions_end_a_search_and_no_run():
+    model = Transformer(
+        23, d_model=12, num_heads=3, num_encoder_layers=1, num_decoder_layers=1,
+        dim_feedforward=20, positions="learned", max_positions=6,
+    ).eval()  # fmt: skip
+    src = torch.randint(4, 23, (2, 5))
+    memory = model.encode(src, torch.zeros_like(src, dtype=torch.bool))
+    for options in ({}, {"beam_size": 1}, {"sample": True, "seed": 1}, {"attention": True}):
+        found = generate(
+            model, memory, src_lengths=torch.tensor([5, 5]), options=SearchOptions(**options),
+            bos_id=2, eos_id=3, suppress=(0, 2, 3),
+        )  # fmt: skip
+        assert [len(best.tokens) for best, *_ in found] == [6, 6]

@@ -55,6 +55,7 @@ class Attending(Generic[MemoryT, StateT]):
                 f"cannot be aligned; leave it out."
             ) from error
         self.model = model
+        self.max_tgt_len: int | None = getattr(model, "max_tgt_len", None)
 
     def init_state(self, memory: MemoryT) -> AttendingState[StateT]:
         """The model's own first state."""

@@ -32,7 +32,8 @@ def generate(
     """Searches as the options say, in inference mode.
 
     Args:
-        model: Gives the next token's logits; in evaluation mode.
+        model: Gives the next token's logits; in evaluation mode. Where it has a ``max_tgt_len``, no
+            sequence becomes longer.
         memory: What the model's encoder made of B sentences.
         src_lengths: Number of source tokens, int64 (B,), on the model's device; sets the length
             limits.
@@ -62,6 +63,8 @@ def generate(
             ids=ids,
         )
     max_len = options.max_len(src_lengths)
+    longest = getattr(model, "max_tgt_len", None)
+    max_len = max_len if longest is None else max_len.clamp(max=longest)
     if options.sample:
         return sample_search(
             model,

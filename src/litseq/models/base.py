@@ -17,7 +17,12 @@ class Seq2SeqModel(nn.Module, ABC):
     A model is used in two ways that must agree: ``decode`` sees the whole target at once, as in
     training; ``init_state`` and ``step`` go token by token, as in generation. Padding stands at the
     end of a sequence and changes nothing before it, so ``decode`` needs no mask for the target.
+
+    Attributes:
+        max_tgt_len: Tokens that a target can have at most, EOS counted; None: any number.
     """
+
+    max_tgt_len: int | None = None
 
     @abstractmethod
     def encode(self, src: Tensor, src_key_padding_mask: Tensor) -> Memory:

@@ -317,6 +317,7 @@ class Transformer(Seq2SeqModel):
             self.tgt_embedding if share else _embedding(src_vocab_size or vocab_size, d_model)
         )
         self.positions = _POSITIONS[positions](d_model, max_positions=max_positions)
+        self.max_tgt_len = max_positions if positions == "learned" else None
         self.dropout = Dropout(dropout)
 
         def stack(
