@@ -1,7 +1,7 @@
 """Runs litseq on every bad input and writes what came of it into the documentation.
 
     python scripts/bad_inputs.py            # all of them; docs/results/bad_inputs.json, the page
-    python scripts/bad_inputs.py --only zip # those whose name holds a word; writes nothing
+    python scripts/bad_inputs.py --only zip # those whose name holds a word; the others stay
 
 The cases are those of the tests (tests/bad_inputs_tried). Each runs in a process of its own, in an
 empty folder; the message and the exit status are the real ones.
@@ -41,23 +41,39 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the names of the cases to run")
     only = parser.parse_args().only
     torch.set_num_threads(1)
-    rows, wrong = [], []
+    rows: dict[int, dict[str, object]] = {}
+    wrong = []
+    if only:
+        former = json.loads(RESULTS.read_text(encoding="utf-8"))
+        names = [row["name"] for row in former["cases"]]
+        if former | about() != former or names != [case.name for case in CASES]:
+            sys.exit(f"{RESULTS} is of another machine, torch or list of cases; run all.")
+        rows = {row["number"]: row for row in former["cases"]}
     with tempfile.TemporaryDirectory() as folder:
         world = World.make(Path(folder) / "world")
         for number, case in enumerate(CASES, start=1):
             if only not in case.name:
                 continue
             try:
-                rows.append(result(number, case, world, Path(folder)))
-                said = rows[-1]["outcome"]
+                rows[number] = result(number, case, world, Path(folder))
+                said = rows[number]["outcome"]
             except AssertionError as error:
                 said = f"NOT AS EXPECTED: {error}"
                 wrong.append(case.name)
             print(f"{number:4} {case.group} {case.name[:40]}: {str(said)[:600]}", flush=True)
     if wrong:
         sys.exit(f"{len(wrong)} not as expected: {', '.join(wrong)}; nothing is written.")
-    if not only:
-        write(rows)
+    write(list(rows.values()))
+
+
+def about() -> dict[str, str]:
+    """What the results are of."""
+    return {
+        "command": "python scripts/bad_inputs.py",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def result(number: int, case: Case, world: World, folder: Path) -> dict[str, object]:
@@ -82,13 +98,7 @@ def result(number: int, case: Case, world: World, folder: Path) -> dict[str, obj
 
 def write(rows: list[dict[str, object]]) -> None:
     """Writes the results and fills the tables of the page."""
-    about = {
-        "command": "python scripts/bad_inputs.py",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    text = json.dumps({**about, "cases": rows}, ensure_ascii=False, indent=1)
+    text = json.dumps({**about(), "cases": rows}, ensure_ascii=False, indent=1)
     RESULTS.write_text(text + "\n", encoding="utf-8")
     total, works = (
         Counter(r["group"] for r in rows),

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from litseq.evaluation import legacy_bleu
 from recipes import RECIPES, Recipe, Translated
 from reproduce_pages import RECORDS, compare_runs, write_pages
 from reproduce_records import circumstances, make_record
@@ -47,6 +48,8 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str], note: str 
         options: More of the command line of ``litseq fit``.
         note: What a reader of the record should know.
     """
+    if recipe.legacy:  # what it needs is missed now, not after the training
+        legacy_bleu(["a"], ["a"], name=recipe.legacy, tgt_lang="en")
     name = f"seed-{seed}{label and f'-{label}'}"
     folder = RUNS / recipe.name / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +84,17 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str], note: str 
     baseline = RUNS / recipe.against / name
     if recipe.against and (baseline / "test.done").exists():
         folders = (baseline, folder)
-        compare_runs(name, baseline=recipe.against, system=recipe.name, folders=folders)
+        with _one_by_one():
+            compare_runs(name, baseline=recipe.against, system=recipe.name, folders=folders)
     return file
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Waits for other processes that write the same tables."""
+    with (RUNS / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -185,7 +197,9 @@ def main() -> None:
         for seed in args.seeds or recipe.seeds:
             file = run(recipe, seed, label=args.label, options=options, note=args.note)
             print(file, flush=True)
-    write_pages()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with _one_by_one():
+        write_pages()
 
 
 if __name__ == "__main__":

@@ -305,7 +305,8 @@ CASES = [
     option("--data.seed -1", "seed must be at least 0, got -1"),
     option("--data.subword_sampling -0.1", r"subword_sampling must be at least 0, got -0\.1"),
     option(
-        "--data.subword_sampling 2", r"subword_sampling is a probability .* got 2\.0; 0\.1 is usual"
+        "--data.subword_sampling 2",
+        r"subword_sampling is a probability .* got 2\.0; give one up to 1, such as 0\.1",
     ),
     option(
         "--data.character_coverage 2", r"character_coverage must lie between 0\.98 and 1, got 2\.0"

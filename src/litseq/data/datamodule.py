@@ -228,7 +228,7 @@ class TranslationDataModule(L.LightningDataModule):
         if self.hparams["model_type"] == "bpe" and self.hparams["subword_sampling"] > 1:
             raise ValueError(
                 f"subword_sampling is a probability where model_type is bpe, got "
-                f"{self.hparams['subword_sampling']}; 0.1 is usual."
+                f"{self.hparams['subword_sampling']}; give one up to 1, such as 0.1."
             )
 
     @property
