@@ -140,7 +140,7 @@ def continue_run(config: Namespace, run: Path, names: Sequence[str | None] = ())
         config["trainer.logger.init_args.version"] = None
     loggers = _loggers(config)
     if loggers and (_logger_folder(config) / run.name).resolve() != run.resolve():
-        _move(loggers[0].init_args, run)
+        _move(loggers[0].init_args, run.resolve())
     known = names if len(names) == len(loggers) else [None] * len(loggers)
     for number, (logger, name) in enumerate(zip(loggers, known, strict=True)):
         if "version" in logger.init_args:
