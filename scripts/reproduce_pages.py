@@ -16,7 +16,7 @@ from lesson_pictures import STYLE, by_length, save
 from litseq.evaluation import compare
 from recipes import LANES, RECIPES, Recipe
 
-__all__ = ["RECORDS", "compare_runs", "read_records", "write_pages"]
+__all__ = ["README", "RECORDS", "compare_runs", "read_records", "write_pages"]
 
 RECORDS = Path("docs/results/recipes")
 PAGE = Path("docs/reproduce.md")
@@ -27,6 +27,24 @@ _RECIPES = ("recipe", "what it is", "parameters", "runs", "BLEU", "legacy BLEU",
 _RUNS = ("run", "BLEU, 95 %", "legacy BLEU, 95 %", "target tokens", "minutes", "machine", "note")
 _COMPARED = ("run", "metric", "system", "score", "against", "score", "p", "does it hold?")
 _ABLATED = ("what is different", "parameters", "nats per token, val", "BLEU", "legacy BLEU", "p")
+README = {  # titles of the columns, and what the models are called
+    Path("README.md"): (
+        ("model", "parameters", "minutes", "BLEU", "chrF2", "TER"),
+        (
+            "`RnnSeq2Seq`, one context vector",
+            "`RnnAttentionSeq2Seq`, Bahdanau's attention",
+            "`TransformerSeq2Seq`, 3 + 3 layers",
+        ),
+    ),
+    Path("README.zh-CN.md"): (
+        ("模型", "参数量", "分钟", "BLEU", "chrF2", "TER"),
+        (
+            "`RnnSeq2Seq`，单一上下文向量",
+            "`RnnAttentionSeq2Seq`，Bahdanau 注意力",
+            "`TransformerSeq2Seq`，3 + 3 层",
+        ),
+    ),
+}
 _TAUGHT = ("model", "parameters", "minutes", "BLEU", "exact match, %", "shortest", "longest")
 
 
@@ -100,6 +118,10 @@ def write_pages() -> None:
         minutes = max(sum(map(_minutes, map(taught.get, lane))) for lane in LANES)
         rows.append(["all three, two at a time", "", f"{minutes:.1f}", "", "", "", ""])
     fill(PAGE, "teacher", _TAUGHT, rows)
+    kinds = ("rnn", "rnn-attention", "transformer")
+    models = [[r for r in records if r["recipe"] == f"multi30k-{kind}"] for kind in kinds]
+    for page, (titles, names) in README.items() if all(models) else ():
+        fill(page, "multi30k", titles, map(_model_row, names, models))
     tables = {
         name: [r["by_length"] for r in records if r["recipe"] == f"multi30k-{kind}"]
         for name, kind in (
@@ -147,6 +169,16 @@ def _run_row(record: dict[str, Any]) -> list[str]:
         f"{_minutes(record):.1f}",
         f"{_machine(record)}; {precision}",
         record["note"],
+    ]
+
+
+def _model_row(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
+    scores = [record["scores"] for record in found]
+    return [
+        name,
+        f"{found[0]['training']['parameters'] / 1e6:.1f}M",
+        f"{statistics.mean(map(_minutes, found)):.0f}",
+        *(_mean([score[metric] for score in scores]) for metric in ("bleu", "chrf", "ter")),
     ]
 
 

@@ -224,11 +224,15 @@ def test_the_page_shows_the_records(tmp_path, monkeypatch):
     page = tmp_path / "reproduce.md"
     shutil.copy(ROOT / "docs/reproduce.md", page)
     monkeypatch.setattr(pages, "PAGE", page)
+    readmes = {shutil.copy(ROOT / name, tmp_path): words for name, words in pages.README.items()}
+    monkeypatch.setattr(pages, "README", {Path(name): words for name, words in readmes.items()})
     monkeypatch.setattr(pages, "PICTURES", tmp_path)
     monkeypatch.setattr(pages, "RECORDS", ROOT / "docs/results/recipes")
     monkeypatch.setattr(pages, "COMPARISONS", ROOT / "docs/results/recipes/comparisons.json")
     pages.write_pages()
     assert page.read_text() == (ROOT / "docs/reproduce.md").read_text()
+    for name in ("README.md", "README.zh-CN.md"):
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 
 
 def test_records_hold_no_path_of_a_machine():
