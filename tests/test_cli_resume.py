@@ -127,7 +127,8 @@ def with_callbacks(config, **init_args):
     return config
 
 
-def test_checkpoints_in_a_folder_of_their_own(fitted, tmp_path):
+def test_checkpoints_in_a_folder_of_their_own(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(fitted.run.parents[2])  # where the run began
     (tmp_path / "mine").mkdir()
     checkpoint = {**checkpoints.read(fitted.ckpt), "run": {"loggers": [fitted.run.name]}}
     SafeCheckpointIO().save_checkpoint(checkpoint, tmp_path / "mine" / "last.ckpt")
@@ -136,8 +137,25 @@ def test_checkpoints_in_a_folder_of_their_own(fitted, tmp_path):
     assert path == tmp_path / "mine" / "last.ckpt"
     # what the checkpoint's own logger wrote
     assert run == tmp_path / "runs" / fitted.run.name
-    config = with_callbacks(config_of("CSVLogger", tmp_path), dirpath=str(tmp_path / "none"))
-    assert find_checkpoint(config, "last") is None
+    # the best is kept elsewhere
+    assert find_checkpoint(config, "best")[1].samefile(fitted.run / "checkpoints" / "best.ckpt")
+    config.trainer.callbacks = config.trainer.callbacks[0]  # one alone is no list
+    assert find_checkpoint(config, "last") == (run, path)
+    config.trainer.logger = None
+    run, path = find_checkpoint(config, "last")
+    assert run == tmp_path / "lightning_logs" / fitted.run.name
+    for empty in ("none", "empty"):
+        config = with_callbacks(config_of("CSVLogger", tmp_path), dirpath=str(tmp_path / empty))
+        assert find_checkpoint(config, "last") is None
+        (tmp_path / "empty").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("run", [{}, {"loggers": []}, {"loggers": [None]}, {"loggers": ["../x"]}])
+def test_checkpoints_of_a_run_that_nobody_knows(run, fitted, tmp_path):
+    checkpoint = {**checkpoints.read(fitted.ckpt), "run": run}
+    SafeCheckpointIO().save_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    config = with_callbacks(config_of("CSVLogger", tmp_path), dirpath=str(tmp_path))
+    assert find_checkpoint(config, "last") == (None, tmp_path / "last.ckpt")
 
 
 def test_a_run_without_a_logger(fitted, tmp_path):

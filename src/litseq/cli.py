@@ -34,7 +34,7 @@ from litseq.cli_messages import (
     too_little_memory,
 )
 from litseq.cli_outputs import check_names, check_new
-from litseq.cli_resume import NEWEST, continue_log, continue_run, find_checkpoint
+from litseq.cli_resume import NEWEST, continue_log, continue_run, find_checkpoint, logger_names
 from litseq.cli_runs import SaveRunConfig, prepare_wandb
 from litseq.data import TranslationDataModule
 from litseq.precision import check_precision
@@ -174,7 +174,8 @@ class Seq2SeqCLI(LightningCLI):
             config.trainer.logger = False  # what comes out belongs to that run
         elif which == "last":
             self._checkpoint = _reader(self.subcommand)(str(path))
-            continue_run(config, run, self._checkpoint.get("run", {}).get("loggers", ()))
+            if run is not None:
+                continue_run(config, run, logger_names(self._checkpoint))
             self._goes_on = True
 
     def after_instantiate_classes(self) -> None:
@@ -293,5 +294,6 @@ def _silence_what_no_user_can_act_on() -> None:
     for message in (
         "`isinstance\\(treespec",
         "Be aware that when using `ckpt_path`",
+        "The dirpath has changed",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from litseq import checkpoints
 
-__all__ = ["NEWEST", "continue_log", "continue_run", "find_checkpoint", "rows_before"]
+__all__ = [
+    "NEWEST",
+    "continue_log",
+    "continue_run",
+    "find_checkpoint",
+    "logger_names",
+    "rows_before",
+]
 
 NEWEST = ("last", "best")
 """What ``--ckpt_path`` may be in place of a file."""
@@ -23,12 +30,12 @@ _log = logging.getLogger("litseq")
 Row = dict[str, str]
 
 
-def find_checkpoint(config: Namespace, which: str) -> tuple[Path, Path] | None:
+def find_checkpoint(config: Namespace, which: str) -> tuple[Path | None, Path] | None:
     """Finds a run and the checkpoint in it that ``last`` or ``best`` means.
 
     The run is that of the ``config.yaml`` which was given by ``-c``, or else the newest one in the
-    folder of the first logger. Where ``RunCheckpoint`` has a folder of its own, or there is no
-    logger, the checkpoints there say which run it is.
+    folder of the first logger. Where ``RunCheckpoint`` has a folder of its own, the checkpoints
+    there say which run it is.
 
     Args:
         config: The configuration of a command.
@@ -36,50 +43,59 @@ def find_checkpoint(config: Namespace, which: str) -> tuple[Path, Path] | None:
             ModelCheckpoint that goes by a metric.
 
     Returns:
-        The run's folder and the file; None if there is no run.
+        The run's folder, None if it is not known, and the file; None if there is no run.
 
     Raises:
         FileNotFoundError: If the run has no such checkpoint.
     """
     own = _own_folder(config)
     folder = own or _folder_of_files(config) or _newest_folder(config)
-    if folder is None or not folder.is_dir():
+    if folder is None or not any(folder.glob("*.ckpt")):
         return None
     newest = checkpoints.newest(folder)
     if newest is None:
         raise FileNotFoundError(f"{folder} holds no checkpoint that is intact; train again.")
-    run = folder.parent
-    if own and _loggers(config):  # which keep the run somewhere else
-        names = checkpoints.read_for_resuming(newest).get("run", {}).get("loggers")
-        run = _logger_folder(config) / names[0] if names and names[0] else run
+    run: Path | None = folder.parent
+    if own and config.trainer.logger is not False:  # which keeps the run somewhere else
+        name = next(iter(logger_names(checkpoints.read_for_resuming(newest))), None)
+        run = None if name is None else _logger_folder(config) / name
     if which == "last":
         return run, newest
-    found = _best(folder)
+    found = _best(folder, elsewhere=own is not None)
     if found is None:
         there = ", ".join(sorted(path.name for path in folder.glob("*.ckpt")))
         raise FileNotFoundError(
-            f"{run} has no best checkpoint; give one of its checkpoints by name: {there}."
+            f"{run or folder} has no best checkpoint; give one of its checkpoints by name: {there}."
         )
     return run, found
 
 
-def _best(folder: Path) -> Path | None:
-    """The best checkpoint by the latest state: the newest step may be of before a validation."""
+def _best(folder: Path, *, elsewhere: bool) -> Path | None:
+    """The best checkpoint by the latest state; it may lie elsewhere than the newest one."""
     found, _ = checkpoints.generations(folder)
-    for generation in sorted(found, key=lambda generation: generation.time, reverse=True):
-        if not generation.resumable or checkpoints.damage_of(generation.path):
+    # the newest of a step is saved before the validation that may find the best
+    for one in sorted(found, key=lambda one: (one.step, not one.exact, one.time), reverse=True):
+        if not one.resumable or checkpoints.damage_of(one.path):
             continue
-        states = checkpoints.read_for_resuming(generation.path).get("callbacks", {}).values()
-        names = (s["best_model_path"] for s in states if isinstance(s, dict) and s.get("monitor"))
-        for name in filter(None, names):
-            path = folder / Path(name).name  # the folder may have been moved
-            return path if path.exists() else None
+        states = checkpoints.read_for_resuming(one.path).get("callbacks", {}).values()
+        for state in states:
+            if isinstance(state, dict) and state.get("monitor") and state["best_model_path"]:
+                path = Path(state["best_model_path"])
+                # by name: the folder may have been moved
+                places = [folder / path.name, path] if elsewhere else [folder / path.name]
+                return next((place for place in places if place.exists()), None)
     return None
+
+
+def logger_names(checkpoint: Mapping[str, Any]) -> list[str | None]:
+    """What each logger called the run; none where a former version of litseq wrote the file."""
+    names = checkpoint.get("run", {}).get("loggers", ())
+    return [name if name and Path(name).name == name else None for name in names]
 
 
 def _own_folder(config: Namespace) -> Path | None:
     """Where ``RunCheckpoint`` was told to write."""
-    for callback in config.get("trainer.callbacks") or []:
+    for callback in _items(config.get("trainer.callbacks")):
         if callback.class_path.endswith(".RunCheckpoint"):
             folder = callback.get("init_args", {}).get("dirpath")
             return Path(folder) if folder else None
@@ -116,9 +132,13 @@ def _logger_folder(config: Namespace) -> Path:
 
 
 def _loggers(config: Namespace) -> list[Any]:
-    loggers = config.get("trainer.logger")
-    loggers = loggers if isinstance(loggers, list) else [loggers]
-    return [logger for logger in loggers if isinstance(logger, Namespace)]
+    return _items(config.get("trainer.logger"))
+
+
+def _items(given: object) -> list[Any]:
+    """The objects of a key that takes one or several."""
+    items = given if isinstance(given, list) else [given]
+    return [item for item in items if isinstance(item, Namespace)]
 
 
 def continue_run(config: Namespace, run: Path, names: Sequence[str | None] = ()) -> None:
@@ -127,8 +147,8 @@ def continue_run(config: Namespace, run: Path, names: Sequence[str | None] = ())
     Args:
         config: The configuration of ``fit``; changed.
         run: The run's folder, to which the first logger writes.
-        names: What each logger called the run; where that is not known, as of a former version of
-            litseq, files are taken to be called like the folder.
+        names: What each logger called the run (``logger_names``); where that is not known, files
+            are taken to be called like the folder.
 
     Raises:
         ValueError: If the run lies where its first logger cannot write.

@@ -66,7 +66,7 @@ class SaveRunConfig(SaveConfigCallback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        if config.ckpt_path and Path(config.ckpt_path).parent.parent == folder:
+        if config.ckpt_path and Path(config.ckpt_path).parent.parent.resolve() == folder.resolve():
             config.ckpt_path = None  # a run that goes on: its configuration is how it began
         # what is named like a password stays out of every file of the run
         content = without_secrets(yaml.safe_load(self.parser.dump(config, skip_none=False)))

@@ -312,14 +312,15 @@ class Seq2Seq(pl.LightningModule, ABC):
         if self.lr_scheduler is not None:
             chosen = self.lr_scheduler(optimizer)
             if isinstance(chosen, ReduceLROnPlateau):  # it goes by what validation finds
-                every = self.trainer.check_val_every_n_epoch
+                monitor = getattr(chosen, "monitor", "val/loss")
+                every = self.trainer.check_val_every_n_epoch if monitor.startswith("val") else 1
                 return {
                     "optimizer": optimizer,
                     "lr_scheduler": {
                         "scheduler": chosen,
                         "interval": "epoch",
                         "frequency": every or 1,
-                        "monitor": getattr(chosen, "monitor", "val/loss"),
+                        "monitor": monitor,
                         "strict": every is not None,  # else an epoch may have no validation
                     },
                 }

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,13 +24,19 @@ def run(tmp_path_factory):
     return folder, callback.state_dict()
 
 
+def loaded(callback, state, ckpt_path):
+    """As a Trainer goes on from that file."""
+    callback.on_load_checkpoint(SimpleNamespace(ckpt_path=str(ckpt_path)), None, {})
+    callback.load_state_dict(state)
+
+
 @pytest.mark.parametrize("move", [lambda a, b: shutil.copytree(a, b), lambda a, b: b.symlink_to(a)])
 def test_a_folder_that_was_moved_or_is_spelled_otherwise(run, move, tmp_path):
     folder, state = run
     move(folder, tmp_path / "here")
     callback = BestCheckpoint("val/loss", "min", save_top_k=2)
     callback.dirpath = os.path.relpath(tmp_path / "here")  # as ``setup`` puts it together
-    callback.load_state_dict(state)
+    loaded(callback, state, Path(callback.dirpath) / "last.ckpt")
     assert len(callback.best_k_models) == 2
     assert callback.best_model_score == state["best_model_score"]
     name = Path(state["best_model_path"]).name
@@ -42,7 +49,8 @@ def test_a_folder_that_was_moved_or_is_spelled_otherwise(run, move, tmp_path):
 
 
 def test_another_run_begins_with_nothing(run, tmp_path, recwarn):
+    folder, state = run
     callback = BestCheckpoint("val/loss", "min", save_top_k=2, dirpath=str(tmp_path))
-    callback.load_state_dict(run[1])
+    loaded(callback, state, folder / "last.ckpt")
     assert (callback.best_k_models, callback.best_model_path) == ({}, "")
     assert not recwarn

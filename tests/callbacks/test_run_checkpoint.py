@@ -249,5 +249,5 @@ def test_a_test_between_two_fits_is_none_of_them(data_options, tmp_path):
 class FirstState(Callback):
     """Remembers the random numbers that training begins with."""
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_epoch_start(self, trainer, pl_module):  # RunCheckpoint comes last, on_train_start
         self.state = torch.get_rng_state()

@@ -38,6 +38,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class _Sealed(ModelCheckpoint):
     """A folder of shards is whole only from the moment that all ranks have written their parts."""
 
+    _loaded_from: str | None = None
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if trainer.is_global_zero:
             unseal(filepath)
@@ -46,24 +48,30 @@ class _Sealed(ModelCheckpoint):
         if trainer.is_global_zero:
             seal(filepath)
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Notes where the file lies."""
+        self._loaded_from = os.path.dirname(str(trainer.ckpt_path)) if trainer.ckpt_path else None
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the files of a run that was moved, or whose folder is spelled otherwise.
 
-        Lightning would forget them, and take the next one for the best. Of another run, whose files
-        are not here, there is nothing to go on with.
+        Lightning would forget them, and take the next one for the best. Of another run there is
+        nothing to go on with.
         """
-        if state_dict.get("dirpath", self.dirpath) != self.dirpath:
+        folder, former = self.dirpath or "", state_dict.get("dirpath") or self.dirpath
+        if former != self.dirpath:
+            same = (os.path.realpath(path) for path in (former, self._loaded_from) if path)
+            if os.path.realpath(folder) not in same:
+                return
 
             def here(path: str) -> str:
-                return path and os.path.join(self.dirpath or "", os.path.basename(path))
+                return path and os.path.join(folder, os.path.basename(path))
 
             scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
-            if not all(map(os.path.exists, scores)):
-                return
             paths = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
-            state_dict = {
-                **state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores
-            }  # fmt: skip
+            state_dict = {**state_dict, **paths, "dirpath": folder, "best_k_models": scores}
         super().load_state_dict(state_dict)
 
 
@@ -333,6 +341,7 @@ class RunCheckpoint(_Sealed):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keeps what training will go on from; a test between two fits is none of it."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
         if trainer.state.fn == TrainerFn.FITTING:
             self._loaded = checkpoint.get("run")
 

@@ -90,9 +90,15 @@ class MemoryCheck(Callback):
             A multiple of 64, the same on every rank.
 
         Raises:
-            ValueError: If no batch fits, or the memory of the device is not known.
+            ValueError: If no batch fits, the memory of the device is not known, or the module
+                optimizes by hand.
         """
         module = trainer.lightning_module
+        if not module.automatic_optimization:  # its step would train
+            raise ValueError(
+                f"max_tokens cannot be 'auto' where {type(module).__name__} optimizes by hand; "
+                f"give a number."
+            )
         free = _free_of_rank(trainer, module.device)
         if free is None:
             raise ValueError(
