@@ -118,16 +118,13 @@ def write_pages() -> None:
         minutes = max(sum(map(_minutes, map(taught.get, lane))) for lane in LANES)
         rows.append(["all three, two at a time", "", f"{minutes:.1f}", "", "", "", ""])
     fill(PAGE, "teacher", _TAUGHT, rows)
-    kinds = ("rnn", "rnn-attention", "transformer")
-    models = [[r for r in records if r["recipe"] == f"multi30k-{kind}"] for kind in kinds]
-    for page, (titles, names) in README.items() if all(models) else ():
-        fill(page, "multi30k", titles, map(_model_row, names, models))
-    tables = {
-        name: [r["by_length"] for r in records if r["recipe"] == f"multi30k-{kind}"]
-        for name, kind in (
-            ("rnn", "rnn"), ("rnn_attention", "rnn-attention"), ("transformer", "transformer"),
-        )
-    }  # fmt: skip
+    models = {
+        kind.replace("-", "_"): [r for r in records if r["recipe"] == f"multi30k-{kind}"]
+        for kind in ("rnn", "rnn-attention", "transformer")
+    }
+    for page, (titles, names) in README.items() if all(models.values()) else ():
+        fill(page, "multi30k", titles, map(_model_row, names, models.values()))
+    tables = {name: [r["by_length"] for r in found] for name, found in models.items()}
     if tables["rnn"] and tables["rnn_attention"]:
         with matplotlib.rc_context(STYLE):
             figure = by_length(lambda english, _: english, tables)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from litseq import checkpoints, shards
 from litseq.checkpoint_io import SafeCheckpointIO, is_sharded
+from litseq.textfiles import check_output
 
 __all__ = ["average", "declare", "main"]
 
@@ -58,10 +59,7 @@ def main(paths: list[str], *, output: str, last: int | None = None) -> None:
     """
     files = list(map(Path, paths)) if last is None else _last(paths, last)
     target = Path(output)
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder; give a file to write.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} in.")
+    check_output(target)
     if target.resolve() in {file.resolve() for file in files}:
         raise ValueError(f"{target} is averaged itself; write to another file.")
     result = average(files)

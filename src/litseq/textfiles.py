@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn, TextIO
 
 __all__ = [
+    "check_output",
     "leave_closed_pipe",
     "one_line",
     "open_input",
@@ -39,6 +40,19 @@ def leave_closed_pipe() -> NoReturn:
     # what is left in the buffer goes nowhere
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(141)
+
+
+def check_output(path: Path) -> None:
+    """Finds out before the work whether its result can be written.
+
+    Raises:
+        ValueError: If the path is a folder.
+        FileNotFoundError: If there is no folder to write in.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file to write.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in.")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from litseq.decoding import SearchOptions
 from litseq.task import Seq2Seq
 from litseq.textfiles import (
+    check_output,
     leave_closed_pipe,
     one_line,
     open_input,
@@ -177,9 +178,6 @@ def _open_output(name: str) -> Iterator[TextIO]:
             leave_closed_pipe()
         return
     path = Path(name)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file to write.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in.")
+    check_output(path)
     with whole_file(path) as file:
         yield file

@@ -15,7 +15,8 @@ from jsonargparse import ArgumentParser
 from litseq.evaluation.legacy import LEGACY
 from litseq.evaluation.scores import bleu_tokenizer
 from litseq.evaluation.significance import Comparison, compare
-from litseq.textfiles import open_input, printable, read_lines, whole_file
+from litseq.evaluation.texts import short
+from litseq.textfiles import check_output, open_input, printable, read_lines, whole_file
 
 __all__ = ["declare", "main"]
 
@@ -67,7 +68,9 @@ def main(
         ValueError: If systems have other references or another number of lines, or if an option
             is not usable.
     """
-    out = _output(json)
+    out = None if json is None else Path(json)
+    if out is not None:
+        check_output(out)
     if len(paths) < 2:
         raise ValueError(f"{paths[0]} alone: a comparison needs two systems, baseline first.")
     resolved = [Path(path).resolve() for path in paths]
@@ -102,18 +105,6 @@ def main(
         with whole_file(out) as file:
             file.write(dumps(_record(found), ensure_ascii=False, indent=2) + "\n")
         _log.info("%s holds the comparison.", out)
-
-
-def _output(name: str | None) -> Path | None:
-    """Finds out before the work whether its result can be written."""
-    if name is None:
-        return None
-    path = Path(name)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file to write.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in.")
-    return path
 
 
 def _files(path: Path, references: str | None) -> tuple[Path, Path]:
@@ -154,13 +145,9 @@ def _check_same(one: Path, ours: Sequence[str], other: Path) -> None:
     for number, (mine, its) in enumerate(zip(ours, theirs, strict=True), 1):
         if mine != its:
             raise ValueError(
-                f"{one} and {other} differ in line {number}: {_short(mine)} and {_short(its)}; "
+                f"{one} and {other} differ in line {number}: {short(mine)} and {short(its)}; "
                 f"compare systems on the same test set."
             )
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _language(paths: Sequence[Path], given: str | None) -> str | None:

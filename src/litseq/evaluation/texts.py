@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-import textwrap
 from collections.abc import Sequence
 
-__all__ = ["check_pairs", "primary_language", "warn_if_tokenised"]
+__all__ = ["check_pairs", "primary_language", "short", "warn_if_tokenised"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +56,11 @@ def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         raise ValueError("nothing to score, got 0 hypotheses; check that the split is not empty.")
 
 
+def short(text: str) -> str:
+    """Quotes a line for a message, cut where it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
 def warn_if_tokenised(name: str, lines: Sequence[str]) -> None:
     """Warns where text looks tokenised, as its scores would compare with no others.
 
@@ -77,13 +81,13 @@ def warn_if_tokenised(name: str, lines: Sequence[str]) -> None:
         if (name, mark) not in _said:
             _said.add((name, mark))
             _log.warning(
-                "%s look tokenised: %d of %d lines have %s, the first is line %d, %r; scores "
+                "%s look tokenised: %d of %d lines have %s, the first is line %d, %s; scores "
                 "compare with others on raw text only.",
                 name,
                 len(found),
                 len(lines),
                 mark,
                 found[0],
-                textwrap.shorten(lines[found[0] - 1], 120),
+                short(lines[found[0] - 1]),
             )
         return

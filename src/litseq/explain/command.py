@@ -11,7 +11,7 @@ from litseq.explain.page import Language, render
 from litseq.explain.record import explain_translations
 from litseq.explain.transformer import Head
 from litseq.task import Seq2Seq
-from litseq.textfiles import open_input, read_lines, whole_file
+from litseq.textfiles import check_output, open_input, read_lines, whole_file
 from litseq.translate import find_device
 
 __all__ = ["declare", "main"]
@@ -133,10 +133,7 @@ def _sentences(texts: list[str], input: str | None) -> list[str]:
 def _check_outputs(paths: list[Path], *, inputs: list[Path]) -> None:
     """Finds out before the work whether its result can be written."""
     for path in paths:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; give a file to write.")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in.")
+        check_output(path)
         if path.resolve() in {file.resolve() for file in inputs}:
             raise ValueError(f"{path} is read itself; write to another file.")
     if len(paths) > len({path.resolve() for path in paths}):
