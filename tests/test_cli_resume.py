@@ -122,7 +122,7 @@ def test_each_logger_goes_on_under_its_own_name(names, versions, tmp_path):
 
 
 def with_callbacks(config, **init_args):
-    class_path = "litseq.callbacks.checkpoints.RunCheckpoint"
+    class_path = "litseq.callbacks.run_checkpoint.RunCheckpoint"
     config.trainer.callbacks = [Namespace(class_path=class_path, init_args=Namespace(**init_args))]
     return config
 

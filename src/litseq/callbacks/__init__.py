@@ -2,13 +2,14 @@
 
 from litseq.callbacks.attention import AttentionLogger
 from litseq.callbacks.averaging import ExponentialAverage
-from litseq.callbacks.checkpoints import BestCheckpoint, RunCheckpoint, StoppedError
+from litseq.callbacks.best_checkpoint import BestCheckpoint
 from litseq.callbacks.memory import MemoryCheck
 from litseq.callbacks.nonfinite import NonFiniteError, NonFiniteGuard
 from litseq.callbacks.outputs import TranslationWriter, run_folder
 from litseq.callbacks.precision import PrecisionMonitor
 from litseq.callbacks.progress import TokenThroughput
 from litseq.callbacks.ranks import RankMonitor
+from litseq.callbacks.run_checkpoint import RunCheckpoint, StoppedError
 from litseq.callbacks.samples import TranslationSamples
 
 __all__ = [
