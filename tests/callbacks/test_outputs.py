@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from litseq.callbacks import TranslationWriter, run_folder
-from litseq.callbacks.outputs import _merge, _part, _records, write_lines
-from litseq.evaluation import Evaluation, corpus_scores, with_confidence
+from litseq.callbacks.outputs import _merge, _part, _records, _score_table, write_lines
+from litseq.evaluation import CorpusScores, Evaluation, Interval, corpus_scores, with_confidence
 from litseq.types import ScoredText, Translation
 
 SOURCES = ["one", "two\u2028lines", "three", "four", "five", "six\nlines", "seven"]
@@ -147,6 +149,28 @@ def test_scores_without_ter(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "BLEU" in shown
     assert "TER" not in shown
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_readme_shows_the_table_that_is_printed(page):
+    readme = (Path(__file__).parents[2] / page).read_text("utf-8")
+    block = readme.split("    test: 1000 sentences\n")[1].split("\n    ...")[0]
+    values = [float(value) for value in re.findall(r"\d+\.\d\d", block.split("BLEU|")[0])]
+    bleu, bleu_low, bleu_high, chrf, chrf_low, chrf_high, ter, exact_match = values
+
+    bounds = {"bleu": (bleu_low, bleu_high), "chrf": (chrf_low, chrf_high)}
+    confidence = {
+        name: Interval((low + high) / 2, (high - low) / 2) for name, (low, high) in bounds.items()
+    }
+    scores = CorpusScores(bleu, chrf, ter, exact_match, 1000, {}, "zh", confidence)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(_score_table(Evaluation("test", (), scores)))
+    shown = [f"    {line}".rstrip() for line in captured.get().rstrip().splitlines()]
+
+    some = Evaluation("test", (translation(0),), corpus_scores(["中"], ["中"], tgt_lang="zh"))
+    signature = with_confidence(some).scores.signatures["bleu"]
+    assert f"{shown[0]}\n{block}" == "\n".join([*shown, "", f"    BLEU|{signature}"])
 
 
 def test_scores_name_the_checkpoint(tmp_path):
