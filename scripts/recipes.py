@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 __all__ = ["LANES", "RECIPES", "Published", "Recipe", "Translated"]
@@ -79,6 +80,30 @@ _MODELS = (
     ("transformer", "Transformer"),
 )
 _MULTI30K = "English to German, Multi30k"
+
+
+def _three_models(
+    prefix: str,
+    title: str,
+    folder: str,
+    *overlays: str,
+    seeds: tuple[int, ...] = (1,),
+    legacy: str | None = None,
+) -> Iterator[Recipe]:
+    """The three models on one corpus; each is compared with the one before."""
+    before = ""
+    for name, kind in _MODELS:
+        recipe = Recipe(
+            f"{prefix}-{name}",
+            f"{title}: {kind}",
+            (f"configs/{folder}/{name.replace('-', '_')}.yaml", *overlays),
+            seeds=seeds,
+            legacy=legacy,
+            against=before,
+        )
+        before = recipe.name
+        yield recipe
+
 
 _SHORT = ("configs/multi30k/best.yaml", "configs/multi30k/short.yaml")
 _DIVERSE = "lightning_logs/reproduce/diverse"
@@ -164,21 +189,7 @@ _ALL = (
         published=_WU,
         against="multi30k-tiny",
     ),
-    *(
-        Recipe(
-            f"multi30k-{name}",
-            f"{_MULTI30K}: {title}",
-            (f"configs/multi30k/{name.replace('-', '_')}.yaml",),
-            seeds=(1, 2, 3),
-            legacy="multi30k",
-            against=against,
-        )
-        for name, title, against in (
-            ("rnn", "recurrent, one context vector", ""),
-            ("rnn-attention", "recurrent, with attention", "multi30k-rnn"),
-            ("transformer", "Transformer, 3 + 3 layers of 256", "multi30k-rnn-attention"),
-        )
-    ),
+    *_three_models("multi30k", _MULTI30K, "multi30k", seeds=(1, 2, 3), legacy="multi30k"),
     *(
         Recipe(
             f"ablation-{name}",
@@ -201,17 +212,9 @@ _ALL = (
         options=("--data.src_lang=de", "--data.tgt_lang=en"),
         legacy="multi30k",
     ),
-    *(
-        Recipe(
-            f"tatoeba-{pair}-{name}",
-            f"English to {language}, Tatoeba: {title}",
-            (f"configs/tatoeba/{name.replace('-', '_')}.yaml", *overlay),
-        )
-        for pair, language, overlay in (
-            ("en-zh", "Chinese", ()),
-            ("en-fr", "French", ("configs/tatoeba/french.yaml",)),
-        )
-        for name, title in _MODELS
+    *_three_models("tatoeba-en-zh", "English to Chinese, Tatoeba", "tatoeba"),
+    *_three_models(
+        "tatoeba-en-fr", "English to French, Tatoeba", "tatoeba", "configs/tatoeba/french.yaml"
     ),
     *(
         Recipe(

@@ -27,22 +27,28 @@ _RECIPES = ("recipe", "what it is", "parameters", "runs", "BLEU", "legacy BLEU",
 _RUNS = ("run", "BLEU, 95 %", "legacy BLEU, 95 %", "target tokens", "minutes", "machine", "note")
 _COMPARED = ("run", "metric", "system", "score", "against", "score", "p", "does it hold?")
 _ABLATED = ("what is different", "parameters", "nats per token, val", "BLEU", "legacy BLEU", "p")
-README = {  # titles of the columns, and what the models are called
+README = {  # what the models are called, and titles of the columns, by table
     Path("README.md"): (
-        ("model", "parameters", "minutes", "BLEU", "chrF2", "TER"),
         (
             "`RnnSeq2Seq`, one context vector",
             "`RnnAttentionSeq2Seq`, Bahdanau's attention",
             "`TransformerSeq2Seq`, 3 + 3 layers",
         ),
+        {
+            "multi30k": ("model", "parameters", "minutes", "BLEU", "chrF2", "TER"),
+            "tatoeba": ("model", "to Chinese: BLEU", "minutes", "to French: BLEU", "minutes"),
+        },
     ),
     Path("README.zh-CN.md"): (
-        ("模型", "参数量", "分钟", "BLEU", "chrF2", "TER"),
         (
             "`RnnSeq2Seq`，单一上下文向量",
             "`RnnAttentionSeq2Seq`，Bahdanau 注意力",
             "`TransformerSeq2Seq`，3 + 3 层",
         ),
+        {
+            "multi30k": ("模型", "参数量", "分钟", "BLEU", "chrF2", "TER"),
+            "tatoeba": ("模型", "英译汉：BLEU", "分钟", "英译法：BLEU", "分钟"),
+        },
     ),
 }
 _TAUGHT = ("model", "parameters", "minutes", "BLEU", "exact match, %", "shortest", "longest")
@@ -118,17 +124,30 @@ def write_pages() -> None:
         minutes = max(sum(map(_minutes, map(taught.get, lane))) for lane in LANES)
         rows.append(["all three, two at a time", "", f"{minutes:.1f}", "", "", "", ""])
     fill(PAGE, "teacher", _TAUGHT, rows)
-    models = {
-        kind.replace("-", "_"): [r for r in records if r["recipe"] == f"multi30k-{kind}"]
-        for kind in ("rnn", "rnn-attention", "transformer")
-    }
-    for page, (titles, names) in README.items() if all(models.values()) else ():
-        fill(page, "multi30k", titles, map(_model_row, names, models.values()))
+    models = _three_models(records, "multi30k")
+    pairs = [_three_models(records, f"tatoeba-{pair}") for pair in ("en-zh", "en-fr")]
+    for page, (names, titles) in README.items():
+        if all(models.values()):
+            rows = map(_sized_row, names, models.values())
+            fill(page, "multi30k", titles["multi30k"], rows)
+        if all(found for pair in pairs for found in pair.values()):
+            rows = map(_timed_row, names, *(pair.values() for pair in pairs))
+            fill(page, "tatoeba", titles["tatoeba"], rows)
     tables = {name: [r["by_length"] for r in found] for name, found in models.items()}
     if tables["rnn"] and tables["rnn_attention"]:
         with matplotlib.rc_context(STYLE):
             figure = by_length(lambda english, _: english, tables)
             save(figure, PICTURES / "multi30k-by-length.png")
+
+
+def _three_models(
+    records: Iterable[dict[str, Any]], corpus: str
+) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each model on a corpus."""
+    return {
+        kind.replace("-", "_"): [r for r in records if r["recipe"] == f"{corpus}-{kind}"]
+        for kind in ("rnn", "rnn-attention", "transformer")
+    }
 
 
 def _recipe_row(recipe: Recipe, records: Iterable[dict[str, Any]]) -> list[str]:
@@ -169,14 +188,19 @@ def _run_row(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _model_row(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
+def _sized_row(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
     scores = [record["scores"] for record in found]
     return [
         name,
         f"{found[0]['training']['parameters'] / 1e6:.1f}M",
-        f"{statistics.mean(map(_minutes, found)):.0f}",
+        _mean_minutes(found),
         *(_mean([score[metric] for score in scores]) for metric in ("bleu", "chrf", "ter")),
     ]
+
+
+def _timed_row(name: str, *pairs: Sequence[dict[str, Any]]) -> list[str]:
+    cells = ((_mean([r["scores"]["bleu"] for r in runs]), _mean_minutes(runs)) for runs in pairs)
+    return [name, *sum(cells, ())]
 
 
 def _compared_row(found: dict[str, Any]) -> list[str]:
@@ -226,6 +250,10 @@ def _p(found: dict[str, Any]) -> str:
 def _minutes(record: dict[str, Any] | None) -> float:
     """Of all commands of a run."""
     return sum(value or 0 for value in record["seconds"].values()) / 60 if record else 0.0
+
+
+def _mean_minutes(records: Iterable[dict[str, Any]]) -> str:
+    return f"{statistics.mean(map(_minutes, records)):.0f}"
 
 
 def _with_interval(scores: dict[str, Any]) -> str:
