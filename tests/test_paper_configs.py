@@ -42,6 +42,7 @@ class Recipe(NamedTuple):
     tokens: int  # in the source's unit
     beam: int
     alpha: float
+    offset: int
     longest: tuple[int, int]  # outputs of inputs of 1 and of 100 tokens
     averaged: int
     apart: int | None  # steps between checkpoints to average; None: an epoch
@@ -86,6 +87,7 @@ RECIPES = [
         tokens=25_000,
         beam=4,
         alpha=0.6,
+        offset=5,
         longest=(51, 150),
         averaged=5,
         apart=1500,  # ten minutes at 0.4 seconds
@@ -113,6 +115,7 @@ RECIPES = [
         tokens=25_000,
         beam=4,
         alpha=0.6,
+        offset=5,
         longest=(51, 150),
         averaged=20,
         apart=600,  # ten minutes at 1 second
@@ -141,11 +144,12 @@ RECIPES = [
         tokens=4096,
         beam=5,
         alpha=1.0,
+        offset=0,
         longest=(200, 200),
         averaged=10,
         apart=None,
     ),
-    # Wu et al. (2021), https://arxiv.org/abs/2109.04448
+    # Wu et al. (2021), https://arxiv.org/abs/2105.14462
     Recipe(
         name="multi30k/tiny",
         vocab_size=10000,
@@ -169,7 +173,8 @@ RECIPES = [
         tokens=8192,
         beam=5,
         alpha=1.0,
-        longest=(21, 120),
+        offset=0,
+        longest=(200, 200),
         averaged=10,
         apart=None,
     ),
@@ -344,7 +349,8 @@ def test_search(recipe, made):
     model, _, data = made
     options = model.search_options
     assert isinstance(options, SearchOptions)
-    assert (options.beam_size, options.length_penalty) == (recipe.beam, recipe.alpha)
+    assert options.beam_size == recipe.beam
+    assert (options.length_penalty, options.length_offset) == (recipe.alpha, recipe.offset)
     assert options.n_best == 1
     limits = options.max_len(torch.tensor([1, 100]))
     assert tuple(limits.tolist()) == recipe.longest

@@ -162,6 +162,7 @@ def test_options_of_the_search(run, model):
     for words, changed in (
         (("--beam_size", "1"), {"beam_size": 1}),
         (("--length_penalty", "3", "--beam_size", "6"), {"length_penalty": 3.0, "beam_size": 6}),
+        (("--length_offset", "0"), {"length_offset": 0.0}),
         (("--max_len_a", "0", "--max_len_b", "1"), {"max_len_a": 0.0, "max_len_b": 1}),
     ):
         expected = model.translate(TEXTS, options=type(options)(**{**vars(options), **changed}))

@@ -76,6 +76,8 @@ class Seq2Seq(pl.LightningModule, ABC):
             step, ReduceLROnPlateau by val/loss after every epoch that is validated.
         beam_size: Hypotheses kept per sentence in test and predict; 1 is greedy.
         length_penalty: Exponent of the length normalisation in beam search.
+        length_offset: Lengths are counted from it; 5 is Wu et al.'s (2016), 0 divides by the length
+            itself, as fairseq, Marian and Hugging Face do.
         n_best: Hypotheses returned per sentence in test and predict; scores are the best's.
         max_len_a: Longest output is max_len_a * source tokens + max_len_b.
         max_len_b: See ``max_len_a``.
@@ -104,6 +106,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         beam_size: int = 4,
         length_penalty: float = 0.6,
+        length_offset: float = 5.0,
         n_best: int = 1,
         max_len_a: float = 1.0,
         max_len_b: int = 50,
@@ -127,6 +130,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         self.search_options = SearchOptions(
             beam_size=beam_size,
             length_penalty=length_penalty,
+            length_offset=length_offset,
             n_best=n_best,
             max_len_a=max_len_a,
             max_len_b=max_len_b,
@@ -134,6 +138,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         self.val_search_options = SearchOptions(
             beam_size=val_beam_size,
             length_penalty=length_penalty,
+            length_offset=length_offset,
             max_len_a=max_len_a,
             max_len_b=max_len_b,
         )

@@ -40,6 +40,7 @@ def main(
     alignment: bool = False,
     beam_size: int | None = None,
     length_penalty: float | None = None,
+    length_offset: float | None = None,
     max_len_a: float | None = None,
     max_len_b: int | None = None,
     sample: bool = False,
@@ -67,6 +68,8 @@ def main(
             "text ||| 0-0 1-2" (source-target, from 0); in JSON with the words on both sides.
         beam_size: Hypotheses kept; 1 is greedy. Default: the checkpoint's.
         length_penalty: Exponent of the length normalisation. Default: the checkpoint's.
+        length_offset: Lengths are counted from it; 5 is Wu et al.'s (2016), 0 divides by the length
+            itself. Default: the checkpoint's.
         max_len_a: Longest output is max_len_a * source tokens + max_len_b. Default: the
             checkpoint's.
         max_len_b: See max_len_a.
@@ -90,6 +93,7 @@ def main(
     options = SearchOptions(
         beam_size=max(n_best, saved.beam_size) if beam_size is None else beam_size,
         length_penalty=saved.length_penalty if length_penalty is None else length_penalty,
+        length_offset=saved.length_offset if length_offset is None else length_offset,
         n_best=n_best,
         max_len_a=saved.max_len_a if max_len_a is None else max_len_a,
         max_len_b=saved.max_len_b if max_len_b is None else max_len_b,

@@ -48,10 +48,12 @@ class TableModel:
             code = self.next_code(token, code)
         return self.table[code].log_softmax(-1).tolist()
 
-    def score(self, sentence: int, tokens: tuple[int, ...], *, alpha: float) -> Hypothesis:
+    def score(
+        self, sentence: int, tokens: tuple[int, ...], *, alpha: float, offset: float = 5.0
+    ) -> Hypothesis:
         """Teacher forcing."""
         each = [self.log_probs(sentence, tokens[:i])[token] for i, token in enumerate(tokens)]
-        norm = length_norm(len(tokens), alpha)
+        norm = length_norm(len(tokens), alpha, offset)
         return Hypothesis(tokens, sum(each), sum(each) / norm, tuple(each))
 
 
@@ -76,7 +78,14 @@ def all_sequences(max_len: int, prefix: tuple[int, ...] = ()) -> list[tuple[int,
 
 
 def plain_beam_search(
-    model: TableModel, sentence: int, *, beam_size: int, alpha: float, n_best: int, max_len: int
+    model: TableModel,
+    sentence: int,
+    *,
+    beam_size: int,
+    alpha: float,
+    n_best: int,
+    max_len: int,
+    offset: float = 5.0,
 ) -> list[Hypothesis]:
     """Beam search for one sentence, in lists, that goes on to the limit: no stop rule."""
     alive: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
@@ -92,7 +101,8 @@ def plain_beam_search(
         finished += [tokens for tokens, _ in extended[:beam_size] if tokens[-1] == EOS]
         alive = [pair for pair in extended if pair[0][-1] != EOS][:beam_size]
     found = finished + [tokens for tokens, _ in alive]
-    return rank([model.score(sentence, tokens, alpha=alpha) for tokens in found], n_best)
+    scored = [model.score(sentence, tokens, alpha=alpha, offset=offset) for tokens in found]
+    return rank(scored, n_best)
 
 
 def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:

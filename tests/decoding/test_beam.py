@@ -21,12 +21,13 @@ SENTENCES = torch.tensor([5, 17, 230, 4, 88, 411])
 MAX_LEN = torch.tensor([7, 2, 30, 9, 4, 12])
 
 
-def search(model, memory, max_len, *, beam_size, alpha=0.6, n_best=1, suppress=NEVER):
+def search(model, memory, max_len, *, beam_size, alpha=0.6, n_best=1, suppress=NEVER, offset=5.0):
     return beam_search(
         model,
         memory,
         beam_size=beam_size,
         length_penalty=alpha,
+        length_offset=offset,
         n_best=n_best,
         bos_id=BOS,
         eos_id=EOS,
@@ -35,32 +36,35 @@ def search(model, memory, max_len, *, beam_size, alpha=0.6, n_best=1, suppress=N
     )
 
 
+NORMS = [(0.0, 5.0), (0.6, 5.0), (1.0, 5.0), (2.0, 5.0), (1.0, 0.0), (0.6, 1.5)]
+
+
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
-def test_a_beam_that_holds_everything_finds_the_best_of_all_sequences(seed, alpha):
-    model = random_model(seed)
+@pytest.mark.parametrize(("alpha", "offset"), NORMS)
+def test_a_beam_that_holds_everything_finds_the_best_of_all_sequences(seed, alpha, offset):
+    model, norm = random_model(seed), {"alpha": alpha, "offset": offset}
     max_len = torch.tensor([4, 1, 3])
-    found = search(model, SENTENCES[:3], max_len, beam_size=128, alpha=alpha, n_best=20)
+    found = search(model, SENTENCES[:3], max_len, beam_size=128, n_best=20, **norm)
     for i, limit in enumerate(max_len.tolist()):
         sentence = int(SENTENCES[i])
-        everything = [model.score(sentence, s, alpha=alpha) for s in all_sequences(limit)]
+        everything = [model.score(sentence, s, **norm) for s in all_sequences(limit)]
         assert_same(found[i], rank(everything, 20))
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize(("alpha", "offset"), NORMS)
 @pytest.mark.parametrize(("beam_size", "n_best"), [(2, 1), (3, 3), (5, 2)])
-def test_stopping_early_loses_nothing(seed, alpha, beam_size, n_best):
-    model = random_model(seed)
-    found = search(model, SENTENCES, MAX_LEN, beam_size=beam_size, alpha=alpha, n_best=n_best)
+def test_stopping_early_loses_nothing(seed, alpha, offset, beam_size, n_best):
+    model, norm = random_model(seed), {"alpha": alpha, "offset": offset}
+    found = search(model, SENTENCES, MAX_LEN, beam_size=beam_size, n_best=n_best, **norm)
     for i, sentence in enumerate(SENTENCES.tolist()):
         expected = plain_beam_search(
             model,
             sentence,
             beam_size=beam_size,
-            alpha=alpha,
             n_best=n_best,
             max_len=int(MAX_LEN[i]),
+            **norm,
         )
         assert_same(found[i], expected)
 
@@ -245,6 +249,7 @@ def test_an_empty_batch_has_no_hypotheses():
         ({"beam_size": 2, "n_best": 3}, "n_best must lie .* got n_best=3, beam_size=2; raise"),
         ({"beam_size": 2, "n_best": 0}, "n_best must lie .* got n_best=0, beam_size=2; raise"),
         ({"beam_size": 2, "alpha": -0.1}, "length_penalty must be .* got -0.1; 0 ranks"),
+        ({"beam_size": 2, "offset": -1.0}, "length_offset must be .* got -1.0; 0 divides"),
     ],
 )
 def test_bad_options_are_errors(options, message):

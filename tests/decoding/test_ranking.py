@@ -56,6 +56,15 @@ def test_length_norm_is_that_of_wu_et_al():
     assert length_norm(19, 0.5) == 2.0
 
 
+def test_without_an_offset_the_length_itself_divides():
+    assert length_norm(1, 0.6, 0.0) == 1.0
+    assert length_norm(13, 1.0, 0.0) == 13.0
+    assert length_norm(16, 0.5, 0.0) == 4.0
+    assert make_hypothesis([5, 3], [-1.0, -2.5], length_penalty=1.0, length_offset=0.0).score == (
+        -1.75
+    )
+
+
 def test_a_hypothesis_adds_up():
     hypothesis = make_hypothesis([5, 3], [-1.0, -2.5], length_penalty=1.0)
     assert hypothesis.tokens == (5, 3)

@@ -53,20 +53,28 @@ def test_max_len_of_a_constant():
 
 
 def test_a_beam_of_one_is_dispatched_to_greedy_search():
-    options = SearchOptions(beam_size=1, length_penalty=0.8, max_len_b=5)
+    options = SearchOptions(beam_size=1, length_penalty=0.8, length_offset=0.5, max_len_b=5)
     greedy = greedy_search(
-        random_model(0), SENTENCES, max_len=options.max_len(LENGTHS), length_penalty=0.8, **SHARED
+        random_model(0),
+        SENTENCES,
+        max_len=options.max_len(LENGTHS),
+        length_penalty=0.8,
+        length_offset=0.5,
+        **SHARED,
     )
     assert search(options) == [[hypothesis] for hypothesis in greedy]
 
 
 def test_wider_beams_are_dispatched_to_beam_search():
-    options = SearchOptions(beam_size=3, length_penalty=0.8, n_best=2, max_len_b=5)
+    options = SearchOptions(
+        beam_size=3, length_penalty=0.8, length_offset=0.5, n_best=2, max_len_b=5
+    )
     assert search(options) == beam_search(
         random_model(0),
         SENTENCES,
         beam_size=3,
         length_penalty=0.8,
+        length_offset=0.5,
         n_best=2,
         max_len=options.max_len(LENGTHS),
         **SHARED,
@@ -83,6 +91,7 @@ def test_sampling_is_dispatched_with_all_its_options():
         top_p=0.95,
         seed=7,
         length_penalty=0.8,
+        length_offset=0.5,
         max_len_b=5,
     )
     ids = [12, 40, 3, 9]
@@ -95,6 +104,7 @@ def test_sampling_is_dispatched_with_all_its_options():
         top_p=0.95,
         seed=7,
         length_penalty=0.8,
+        length_offset=0.5,
         ids=ids,
         max_len=options.max_len(LENGTHS),
         **SHARED,
@@ -131,6 +141,8 @@ def test_options_cannot_be_changed():
     [
         ({"beam_size": 0}, "beam_size must be at least 1, got 0; 1 is greedy search"),
         ({"length_penalty": -1.0}, "length_penalty must be .* at least 0, got -1.0; 0 ranks"),
+        ({"length_offset": -1.0}, "length_offset must be .* at least 0, got -1.0; 0 divides"),
+        ({"length_offset": math.inf}, "length_offset must be .* at least 0, got inf; 0 divides"),
         ({"length_penalty": math.nan}, "length_penalty must be .* at least 0, got nan; 0 ranks"),
         ({"n_best": 5}, "n_best must lie .* got n_best=5, beam_size=4; raise beam_size"),
         ({"n_best": 0}, "n_best must lie .* got n_best=0, beam_size=4"),

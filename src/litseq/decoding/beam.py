@@ -195,7 +195,13 @@ def _places(flags: list[bool], value: bool, device: torch.device) -> Tensor:
 
 
 def _hypotheses(
-    done: list[_Sentences], tree: _Tree, *, eos_id: int, n_best: int, length_penalty: float
+    done: list[_Sentences],
+    tree: _Tree,
+    *,
+    eos_id: int,
+    n_best: int,
+    length_penalty: float,
+    length_offset: float,
 ) -> list[list[Hypothesis]]:
     """Reads the finished sequences, then unfinished ones in places left empty; in batch order."""
     number, nodes = [], []
@@ -210,7 +216,13 @@ def _hypotheses(
     found = []
     for row in nodes:
         hypotheses = [
-            make_hypothesis(tokens, log_probs, length_penalty=length_penalty, attention=attention)
+            make_hypothesis(
+                tokens,
+                log_probs,
+                length_penalty=length_penalty,
+                length_offset=length_offset,
+                attention=attention,
+            )
             for tokens, log_probs, attention in islice(sequences, len(row))
         ]
         found.append(best_first(hypotheses, eos_id=eos_id))
@@ -230,6 +242,7 @@ def beam_search(
     eos_id: int,
     max_len: Tensor,
     suppress: tuple[int, ...] = (),
+    length_offset: float = 5.0,
 ) -> list[list[Hypothesis]]:
     """Keeps the K best unfinished sequences of each sentence alive, and the best finished ones.
 
@@ -259,6 +272,7 @@ def beam_search(
         max_len: Length limit of each sentence in tokens, EOS counted and BOS not, int64 (B,), on
             the model's device.
         suppress: Ids that are never chosen; the other log-probabilities stay what they are.
+        length_offset: See ``length_norm``; at least 0.
 
     Returns:
         For each sentence its hypotheses, best score first: ``n_best``, or fewer where fewer
@@ -271,7 +285,12 @@ def beam_search(
     Source: Sutskever et al. (2014), section 3.2, https://arxiv.org/abs/1409.3215; the length
     penalty and the beam of Vaswani et al. (2017), section 6.1, https://arxiv.org/abs/1706.03762.
     """
-    check_beam(beam_size=beam_size, length_penalty=length_penalty, n_best=n_best)
+    check_beam(
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        n_best=n_best,
+        length_offset=length_offset,
+    )
     check_max_len(max_len)
     if max_len.numel() == 0:
         return []
@@ -281,7 +300,9 @@ def beam_search(
     log_probs = next_log_probs(logits, suppress)
 
     lengths = range(int(max_len.max()) + 1)
-    norm = log_probs.new_tensor([length_norm(length, length_penalty) for length in lengths])
+    norm = log_probs.new_tensor(
+        [length_norm(length, length_penalty, length_offset) for length in lengths]
+    )
     tree = _Tree()
     left = _Sentences(
         number=torch.arange(num_sentences, device=device),
@@ -323,4 +344,11 @@ def beam_search(
             state = state.reorder(row.flatten())
         logits, state = model.step(token.flatten(), state)
         log_probs = next_log_probs(logits, suppress)
-    return _hypotheses(done, tree, eos_id=eos_id, n_best=n_best, length_penalty=length_penalty)
+    return _hypotheses(
+        done,
+        tree,
+        eos_id=eos_id,
+        n_best=n_best,
+        length_penalty=length_penalty,
+        length_offset=length_offset,
+    )

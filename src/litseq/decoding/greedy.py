@@ -27,6 +27,7 @@ def greedy_search(
     max_len: Tensor,
     suppress: tuple[int, ...] = (),
     length_penalty: float = 0.0,
+    length_offset: float = 5.0,
 ) -> list[Hypothesis]:
     """Takes the most probable token at every step, the lowest id where several are.
 
@@ -39,6 +40,7 @@ def greedy_search(
             the model's device. A sequence that reaches it stays unfinished: no EOS is forced.
         suppress: Ids that are never chosen; the other log-probabilities stay what they are.
         length_penalty: Enters the score alone, so that it compares with beam search's.
+        length_offset: See ``length_norm``.
 
     Returns:
         One hypothesis per sentence.
@@ -56,6 +58,7 @@ def greedy_search(
         max_len=max_len,
         suppress=suppress,
         length_penalty=length_penalty,
+        length_offset=length_offset,
     )
 
 
@@ -69,6 +72,7 @@ def unroll(
     max_len: Tensor,
     suppress: Sequence[int],
     length_penalty: float,
+    length_offset: float,
 ) -> list[Hypothesis]:
     """Writes one sequence per row of ``state``; a row leaves the batch when its sequence ends.
 
@@ -82,6 +86,7 @@ def unroll(
         max_len: Length limit of each row, int64 (N,).
         suppress: Ids that are never chosen.
         length_penalty: Enters the scores alone.
+        length_offset: See ``length_norm``.
 
     Returns:
         N hypotheses.
@@ -125,6 +130,7 @@ def unroll(
             tokens,
             log_probs,
             length_penalty=length_penalty,
+            length_offset=length_offset,
             attention=gather_attention(attention, places),
         )
         for tokens, log_probs, places in written

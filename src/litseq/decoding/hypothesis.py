@@ -35,17 +35,19 @@ class Hypothesis:
     attention: Tensor | None = field(default=None, compare=False, repr=False)
 
 
-def length_norm(length: int, length_penalty: float) -> float:
-    """Divisor of a log-probability: ``((5 + length) / 6) ** length_penalty``.
+def length_norm(length: int, length_penalty: float, length_offset: float = 5.0) -> float:
+    """Divisor of a log-probability: ``((offset + length) / (offset + 1)) ** length_penalty``.
 
     Args:
         length: Number of tokens, EOS included.
         length_penalty: The exponent alpha; 0 ranks by log-probability alone, larger values favour
             longer sequences. Vaswani et al. (2017) use 0.6.
+        length_offset: 5 is the paper's; 0 divides by ``length ** length_penalty``, as fairseq,
+            Marian and Hugging Face do.
 
     Source: Wu et al. (2016), section 7, equation 14, https://arxiv.org/abs/1609.08144.
     """
-    return float(((5.0 + length) / 6.0) ** length_penalty)
+    return float(((length_offset + length) / (length_offset + 1.0)) ** length_penalty)
 
 
 def make_hypothesis(
@@ -53,6 +55,7 @@ def make_hypothesis(
     token_log_probs: Sequence[float],
     *,
     length_penalty: float,
+    length_offset: float = 5.0,
     attention: Tensor | None = None,
 ) -> Hypothesis:
     """Adds up the tokens' log-probabilities and scores the sum.
@@ -71,7 +74,7 @@ def make_hypothesis(
     return Hypothesis(
         tokens=tuple(tokens),
         log_prob=log_prob,
-        score=log_prob / length_norm(len(tokens), length_penalty),
+        score=log_prob / length_norm(len(tokens), length_penalty, length_offset),
         token_log_probs=tuple(token_log_probs),
         attention=attention,
     )

@@ -19,6 +19,9 @@ class SearchOptions:
         beam_size: Number of sequences kept alive per sentence; 1 = greedy search.
         length_penalty: Exponent of the length normalisation; 0 ranks by log-probability alone,
             larger values favour longer translations.
+        length_offset: Lengths are counted from it: the score is the log-probability divided by
+            ``((offset + length) / (offset + 1)) ** length_penalty``. 5 is Wu et al.'s (2016); 0
+            is what fairseq, Marian and Hugging Face do.
         n_best: Number of hypotheses per sentence: at most ``beam_size``, or any number when
             sampling.
         max_len_a: Limits the length to ``max_len_a * source length + max_len_b`` tokens.
@@ -37,6 +40,7 @@ class SearchOptions:
 
     beam_size: int = 4
     length_penalty: float = 0.6
+    length_offset: float = 5.0
     n_best: int = 1
     max_len_a: float = 1.0
     max_len_b: int = 50
@@ -51,6 +55,7 @@ class SearchOptions:
         check_beam(
             beam_size=self.beam_size,
             length_penalty=self.length_penalty,
+            length_offset=self.length_offset,
             n_best=1 if self.sample else self.n_best,
         )
         check_sampling(
@@ -79,7 +84,9 @@ class SearchOptions:
         return limit.clamp(min=1)
 
 
-def check_beam(*, beam_size: int, length_penalty: float, n_best: int) -> None:
+def check_beam(
+    *, beam_size: int, length_penalty: float, n_best: int, length_offset: float = 5.0
+) -> None:
     """Raises ``ValueError`` if an option of beam search is out of its range."""
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, got {beam_size}; 1 is greedy search.")
@@ -87,6 +94,11 @@ def check_beam(*, beam_size: int, length_penalty: float, n_best: int) -> None:
         raise ValueError(
             f"length_penalty must be a number of at least 0, got {length_penalty}; "
             f"0 ranks by log-probability alone."
+        )
+    if not (length_offset >= 0 and math.isfinite(length_offset)):
+        raise ValueError(
+            f"length_offset must be a number of at least 0, got {length_offset}; 0 divides by the "
+            f"length itself."
         )
     if not 1 <= n_best <= beam_size:
         raise ValueError(

@@ -38,6 +38,7 @@ def sample_search(
     max_len: Tensor,
     suppress: tuple[int, ...] = (),
     length_penalty: float = 0.0,
+    length_offset: float = 5.0,
     ids: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Draws every token from the model's distribution.
@@ -67,6 +68,7 @@ def sample_search(
         suppress: Ids that are never drawn; the others share their probability in drawing, but not
             in the log-probabilities of the hypothesis.
         length_penalty: Enters the score alone.
+        length_offset: See ``length_norm``.
         ids: A number for each sentence, as its place in the corpus; None = 0 to B - 1.
 
     Returns:
@@ -110,6 +112,7 @@ def sample_search(
         max_len=max_len,
         suppress=suppress,
         length_penalty=length_penalty,
+        length_offset=length_offset,
     )
     return [
         best_first(drawn[first : first + n_best], eos_id=eos_id)

@@ -79,6 +79,7 @@ def generate(
             max_len=max_len,
             suppress=suppress,
             length_penalty=options.length_penalty,
+            length_offset=options.length_offset,
             ids=ids,
         )
     if options.beam_size == 1:
@@ -90,6 +91,7 @@ def generate(
             max_len=max_len,
             suppress=suppress,
             length_penalty=options.length_penalty,
+            length_offset=options.length_offset,
         )
         return [[hypothesis] for hypothesis in best]
     return beam_search(
@@ -97,6 +99,7 @@ def generate(
         memory,
         beam_size=options.beam_size,
         length_penalty=options.length_penalty,
+        length_offset=options.length_offset,
         n_best=options.n_best,
         bos_id=bos_id,
         eos_id=eos_id,

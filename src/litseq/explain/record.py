@@ -120,6 +120,7 @@ def explain_translations(
         "search": {
             "beam_size": writer.options.beam_size,
             "length_penalty": writer.options.length_penalty,
+            "length_offset": writer.options.length_offset,
         },
         "sentences": sentences,
     }

@@ -113,7 +113,12 @@ parts.beam = function drawBeam(sentence) {
   return [
     paragraph(
       "beam.text",
-      { beam: String(record.search.beam_size), penalty: format(record.search.length_penalty, 1) },
+      {
+        beam: String(record.search.beam_size),
+        penalty: format(record.search.length_penalty, 1),
+        offset: String(record.search.length_offset),
+        divisor: String(record.search.length_offset + 1),
+      },
     ),
     table({
       caption: tell("beam.caption"),
