@@ -27,6 +27,7 @@ from litseq.cli_imports import HELP, restrict_imports
 from litseq.cli_messages import (
     COMMANDS,
     PrintableFormatter,
+    callback_twice,
     check_configs,
     explain,
     options,
@@ -238,7 +239,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise cause  # noqa: B904 - its own traceback says where it comes from
         _fail(_one_line(cause), error)
     except (RuntimeError, MemoryError) as error:
-        if not (message := too_little_memory(error)):
+        if not (message := too_little_memory(error) or callback_twice(error)):
             raise
         _fail(message, error)
     finally:

@@ -24,6 +24,7 @@ from litseq.textfiles import printable
 __all__ = [
     "COMMANDS",
     "PrintableFormatter",
+    "callback_twice",
     "check_configs",
     "explain",
     "options",
@@ -208,6 +209,14 @@ def too_little_memory(error: Exception) -> str | None:
         f"there is not enough memory{f' for {wanted[1]}' if wanted else ''}; make the model, "
         f"max_tokens or beam_size smaller."
     )
+
+
+def callback_twice(error: Exception) -> str | None:
+    """Says which callback stands twice, if that is what Lightning complains of."""
+    found = re.search(r"more than one stateful callback of type `(\w+)`", str(error))
+    if not found:
+        return None
+    return f"{found[1]} stands twice among trainer.callbacks, with the same settings; remove one."
 
 
 def _help(args: Sequence[str]) -> str:

@@ -332,6 +332,11 @@ CASES = [
     option(
         "--model.length_penalty -1", r"length_penalty must be a number of at least 0, got -1\.0"
     ),
+    option("--model.length_offset -1", r"length_offset must be a number of at least 0, got -1\.0"),
+    option(
+        "--trainer.callbacks+ litseq.NonFiniteGuard --trainer.callbacks+ litseq.NonFiniteGuard",
+        "NonFiniteGuard stands twice among trainer.callbacks, with the same settings; remove one",
+    ),
     option(
         "--model RnnAttentionSeq2Seq --model.hidden_size 0", "hidden_size must be at least 1, got 0"
     ),
