@@ -19,6 +19,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def run(name: str, seed: int) -> Path:
     folder = RUNS / name / f"seed-{seed}"
     if (folder / "seconds.json").is_file():
         return folder
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, minutes are lost
     print(f"{name}, seed {seed} ...", flush=True)
     logger = "--trainer.logger.init_args"
     common = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]

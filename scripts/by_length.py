@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,9 @@ def main() -> None:
     args = parser.parse_args()
     tables = {str(run): score(run) for run in args.runs}
     first = tables[str(args.runs[0])]
+    for run, table in tables.items():
+        if any(table[name] != first[name] for name in ("bins", "num_sentences")):
+            sys.exit(f"{args.runs[0]} and {run} were tested on different sentences.")
     for heading, cells in (("words", first["bins"]), ("sentences", first["num_sentences"])):
         print("\t".join([heading, *map(str, cells)]))
     for run, table in tables.items():

@@ -181,7 +181,8 @@ def main() -> None:
     for name, runs in models.items():
         for run in runs:
             apart, final = distances(run, runs[0])
-            if max(map(abs, [*apart, final])) > BANDS.get(run["run"], 1.0):
+            band = BANDS.get(run["run"], 1.0)
+            if not all(abs(value) <= band for value in (*apart, final)):  # NaN is in no band
                 raise SystemExit(f"{name} in {run['run']} is outside of its band.")
 
 

@@ -30,8 +30,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from litseq.evaluation import legacy_bleu
+from litseq.textfiles import whole_file
 from recipes import RECIPES, Recipe, Translated
-from reproduce_pages import RECORDS, compare_runs, write_pages
+from reproduce_pages import RECORDS, compare_runs, forget_comparisons, write_pages
 from reproduce_records import circumstances, make_record
 
 RUNS = Path("lightning_logs/reproduce")
@@ -53,7 +54,7 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str], note: str 
     name = f"seed-{seed}{label and f'-{label}'}"
     folder = RUNS / recipe.name / name
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
+    with _alone_in(folder) as lock:
         _remember(folder, recipe, options=options, note=note)
         for text in recipe.translated:
             _translate(text, RUNS / text.recipe / name)
@@ -67,26 +68,39 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str], note: str 
                 f"{logger}.name={RUNS.name}/{recipe.name}", f"{logger}.version={name}",
                 *QUIET, *recipe.options, *options,
             ]  # fmt: skip
-        _stage(folder, "fit", "fit", *fit)
-        checkpoint = folder / "checkpoints/best.ckpt"
+        _stage(folder, "fit", "fit", *fit, lock=lock)
+        checkpoint, averaged = folder / "checkpoints/best.ckpt", 0
         if recipe.average:
             checkpoint = folder / "checkpoints/average.ckpt"
             # not those that are kept to go on from, which may be of any step
             files = (folder / "checkpoints").glob("step=*.ckpt")
             by_step = {int(file.stem[5:]): str(file) for file in files if file.stem[5:].isdigit()}
             last = [by_step[step] for step in sorted(by_step)[-recipe.average :]]
-            _stage(folder, "average", "average", *last, "-o", str(checkpoint))
-        _stage(folder, "test", "test", f"--ckpt_path={checkpoint}", *QUIET)
-        record = make_record(recipe, folder, checkpoint=checkpoint, seed=seed, label=label)
+            averaged = len(last)
+            _stage(folder, "average", "average", *last, "-o", str(checkpoint), lock=lock)
+        _stage(folder, "test", "test", f"--ckpt_path={checkpoint}", *QUIET, lock=lock)
+        record = make_record(
+            recipe, folder, checkpoint=checkpoint, averaged=averaged, seed=seed, label=label
+        )
     file = RECORDS / f"{recipe.name}-{seed}{label and f'-{label}'}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    baseline = RUNS / recipe.against / name
-    if recipe.against and (baseline / "test.done").exists():
-        folders = (baseline, folder)
-        with _one_by_one():
-            compare_runs(name, baseline=recipe.against, system=recipe.name, folders=folders)
+    with _one_by_one():
+        with whole_file(file) as text:
+            text.write(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        forget_comparisons(name, record)
+        for baseline, system in _pairs(recipe):
+            folders = [RUNS / recipe_name / name for recipe_name in (baseline, system)]
+            if all((run / "test.done").exists() for run in folders):
+                compare_runs(name, baseline=baseline, system=system, folders=folders)
     return file
+
+
+def _pairs(recipe: Recipe) -> list[tuple[str, str]]:
+    """What is compared where a recipe is one of two: names of baseline and system."""
+    before = [(recipe.against, recipe.name)] if recipe.against else []
+    return before + [
+        (recipe.name, other.name) for other in RECIPES.values() if other.against == recipe.name
+    ]
 
 
 @contextmanager
@@ -98,23 +112,24 @@ def _one_by_one() -> Iterator[None]:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a run."""
+def _alone_in(folder: Path) -> Iterator[int]:
+    """Keeps a second process out of a run; gives the lock, for a command that may outlive us."""
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             sys.exit(f"{folder} is being run by another process; wait for it.")
-        yield
+        yield lock.fileno()
 
 
 def _remember(folder: Path, recipe: Recipe, *, options: list[str], note: str) -> None:
     """Writes down how a run began; one that goes on must be the same."""
     file = folder / "run.json"
     mine = {"configs": list(recipe.configs), "options": [*recipe.options, *options]}
-    if not file.exists() or not (folder / "checkpoints").exists():  # or it failed at once
-        for seconds in folder.glob("*.seconds"):
-            seconds.unlink()
+    # one that ended before its first checkpoint begins anew
+    if not file.exists() or not (folder / "checkpoints/last.ckpt").exists():
+        for rest in (*folder.glob("*.seconds"), folder / "config.yaml"):
+            rest.unlink(missing_ok=True)
         began = {**mine, "note": note, **circumstances()}
         file.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
         return
@@ -125,6 +140,12 @@ def _remember(folder: Path, recipe: Recipe, *, options: list[str], note: str) ->
                 f"{folder} began with the {name} {began[name]}, and now they are {value}; give "
                 f"those, or another --label."
             )
+    changed = [name for name, value in circumstances().items() if began[name] != value]
+    notes = [note, f"went on with other {' and '.join(changed)}" if changed else ""]
+    fresh = [text for text in notes if text and text not in began["note"]]
+    if fresh:
+        began["note"] = "; ".join(filter(None, [began["note"], *fresh]))
+        file.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
 
 
 def _translate(text: Translated, run: Path) -> None:
@@ -141,10 +162,11 @@ def _translate(text: Translated, run: Path) -> None:
         print(f"{text.output}: {checkpoint} translates {text.source}", flush=True)
         words = ["--ckpt", str(checkpoint), "--input", plain.name, "--output", text.output]
         subprocess.run([sys.executable, "-m", "litseq", "translate", *words], check=True)
-        shutil.copyfile(plain.name, text.beside)  # last: it says that all is done
+        shutil.copyfile(plain.name, f"{text.beside}.part")
+        Path(f"{text.beside}.part").replace(text.beside)  # last: it says that all is done
 
 
-def _stage(folder: Path, stage: str, *command: str) -> None:
+def _stage(folder: Path, stage: str, *command: str, lock: int) -> None:
     """Runs one command of litseq unless it was done; its seconds add up over all attempts."""
     done = folder / f"{stage}.done"
     if done.exists():
@@ -154,7 +176,10 @@ def _stage(folder: Path, stage: str, *command: str) -> None:
     print(f"{folder}: litseq {' '.join(command)}", flush=True)
     with (folder / f"{stage}.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "litseq", *command], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "litseq", *command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock],
         )
         try:
             while process.poll() is None:

@@ -14,9 +14,17 @@ from by_length import read_test, target_language
 from doc_tables import fill
 from lesson_pictures import STYLE, by_length, save
 from litseq.evaluation import compare
+from litseq.textfiles import whole_file
 from recipes import LANES, RECIPES, Recipe
 
-__all__ = ["README", "RECORDS", "compare_runs", "read_records", "write_pages"]
+__all__ = [
+    "README",
+    "RECORDS",
+    "compare_runs",
+    "forget_comparisons",
+    "read_records",
+    "write_pages",
+]
 
 RECORDS = Path("docs/results/recipes")
 PAGE = Path("docs/reproduce.md")
@@ -97,8 +105,35 @@ def compare_runs(run: str, *, baseline: str, system: str, folders: Sequence[Path
             "holds": second.holds,
             "signature": found.signatures[second.metric],
         }
+    _keep(kept)
+
+
+def forget_comparisons(run: str, record: dict[str, Any]) -> None:
+    """Drops what was found out of an earlier run in the place of this one, with other scores.
+
+    Args:
+        run: Name of the run's folder, such as ``seed-1``.
+        record: What came of it now.
+    """
+    scores = {"bleu": record["scores"]["bleu"]}
+    if "legacy" in record:
+        scores[f"legacy:{record['legacy']['name']}"] = record["legacy"]["bleu"]
+
+    def is_stale(found: dict[str, Any]) -> bool:
+        sides = zip((found["baseline"], found["system"]), found["scores"], strict=True)
+        return found["run"] == run.removeprefix("seed-") and any(
+            name == record["recipe"] and score != scores.get(found["metric"])
+            for name, score in sides
+        )
+
+    kept = _comparisons()
+    _keep({name: found for name, found in kept.items() if not is_stale(found)})
+
+
+def _keep(comparisons: dict[str, dict[str, Any]]) -> None:
     COMPARISONS.parent.mkdir(parents=True, exist_ok=True)
-    COMPARISONS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
+    with whole_file(COMPARISONS) as file:
+        file.write(json.dumps(dict(sorted(comparisons.items())), indent=1) + "\n")
 
 
 def _comparisons() -> dict[str, dict[str, Any]]:

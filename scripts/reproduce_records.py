@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -29,7 +30,7 @@ _SCHEDULE = ("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_cli
 
 
 def make_record(
-    recipe: Recipe, folder: Path, *, checkpoint: Path, seed: int, label: str
+    recipe: Recipe, folder: Path, *, checkpoint: Path, averaged: int, seed: int, label: str
 ) -> dict[str, Any]:
     """Scores the test outputs of a run and gathers how they came about.
 
@@ -37,6 +38,7 @@ def make_record(
         recipe: What was run.
         folder: Folder of the run.
         checkpoint: What was tested.
+        averaged: How many checkpoints it is the average of; 0: it is one of the run's own.
         seed: Seed of the run.
         label: Kind of machine, where there are several.
 
@@ -45,6 +47,10 @@ def make_record(
     """
     config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     model, data, trainer = (config[name] for name in ("model", "data", "trainer"))
+    began = json.loads((folder / "run.json").read_text("utf-8"))
+    devices = str(trainer["devices"])
+    world_size = int(devices) if devices.isdigit() else max(1, len(began["hardware"]["gpus"]))
+    world_size *= trainer["num_nodes"]
     _, hypotheses, references = read_test(folder)
     language = data["init_args"]["tgt_lang"]
     scores = corpus_scores(hypotheses, references, tgt_lang=language, confidence=True)
@@ -79,10 +85,11 @@ def make_record(
         "by_length": score_by_length(folder),
         "training": {
             "parameters": _parameters(checkpoint),
-            **_training(folder, data["init_args"]),
+            "averaged": averaged,
+            **_training(folder, data["init_args"], world_size=world_size),
         },
         "seconds": {stage: _seconds(folder, stage) for stage in ("fit", "average", "test")},
-        **json.loads((folder / "run.json").read_text("utf-8")),
+        **began,
         "config": {
             "model": {"class_path": model["class_path"], **model["init_args"]},
             "data": {k: v for k, v in data["init_args"].items() if k != "cache_dir"},
@@ -114,7 +121,7 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def _training(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+def _training(folder: Path, data: dict[str, Any], *, world_size: int) -> dict[str, Any]:
     """Steps, tokens and the course of validation."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -122,15 +129,17 @@ def _training(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     datamodule = litseq.TranslationDataModule(**data)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    src, tgt = datamodule.train_dataloader().num_tokens
+    loader = datamodule.train_dataloader()
+    src, tgt = loader.num_tokens
     epochs = [int(row["epoch"]) + 1 for row in validated]
     curve = {
         name: [round(float(row[f"val/{name}"]), 4) for row in validated if row.get(f"val/{name}")]
         for name in ("nll", "bleu")
     }
     end = checkpoints.read(folder / "checkpoints/last.ckpt")
-    # batches of an epoch may be one too few for a step, so steps are no whole number of epochs
-    done = end["global_step"] / ((int(validated[-1]["step"]) + 1) / epochs[-1])
+    # not by steps, for the last of an epoch may have fewer batches
+    batches = end["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+    done = batches / math.ceil(len(loader) / world_size)
     return {
         "steps": end["global_step"],
         "epochs": round(done, 2),
@@ -148,7 +157,8 @@ def _parameters(checkpoint: Path) -> int:
 
 def _seconds(folder: Path, stage: str) -> float | None:
     files = list(folder.glob(f"{stage}-*.seconds"))
-    return round(sum(float(file.read_text()) for file in files)) if files else None
+    # of a power cut in between, a file may be empty
+    return round(sum(float(file.read_text() or 0) for file in files)) if files else None
 
 
 def _interval(interval: Any) -> list[float]:  # noqa: ANN401 - litseq.evaluation.Interval

@@ -144,6 +144,14 @@ def test_only_what_belongs_to_no_training_is_kept(save):
     assert found["litseq"]["average"] == origins
 
 
+def test_an_option_that_came_with_a_later_version_is_no_difference(save):
+    before = save("before.ckpt", random_weights(1), hyper_parameters={"lr": 0.1})
+    options = {"lr": 0.1, "length_offset": 5.0}
+    after = save("after.ckpt", random_weights(2), step=2, hyper_parameters=options)
+    for paths in ([before, after], [after, before]):
+        assert average(paths)["hyper_parameters"] == options  # those of the highest step
+
+
 # ---- what is refused ----
 
 
@@ -163,8 +171,15 @@ def test_files_that_do_not_belong_together(save, corpus):
         "lr is 0.1 in the one and 0.2 in the other": save(
             "lr.ckpt", random_weights(1), hyper_parameters={"lr": 0.2}
         ),
-        "dropout is absent in the one and 0.3 in the other": save(
+        # what a file does not name had the value that is now the default
+        "dropout is 0.1 in the one and 0.3 in the other": save(
             "more.ckpt", random_weights(1), hyper_parameters={"lr": 0.1, "dropout": 0.3}
+        ),
+        "length_offset is 5.0 in the one and 0.0 in the other": save(
+            "offset.ckpt", random_weights(1), hyper_parameters={"lr": 0.1, "length_offset": 0.0}
+        ),
+        "own is absent in the one and 1 in the other": save(
+            "own.ckpt", random_weights(1), hyper_parameters={"lr": 0.1, "own": 1}
         ),
         "a is (5, 7) in the one and (7, 5) in the other": save(
             "shape.ckpt", random_weights(1) | {"a": torch.zeros(7, 5)}

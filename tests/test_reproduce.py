@@ -113,6 +113,7 @@ def test_from_data_to_the_page(place):
     training = record["training"]
     assert training["epochs"] == 2
     assert training["tgt_tokens"] == 2 * training["tgt_tokens_per_epoch"]
+    assert training["averaged"] == 2
     assert len(training["val"]["nll"]) == len(training["val"]["bleu"]) == 2
     assert record["seed"] == 3
     assert record["config"]["trainer"]["precision"] == "64-true"
@@ -182,6 +183,60 @@ def test_a_command_that_fails_ends_it(place, capfd):
     reproduce._remember(run, Recipe("mini", "", ("mini.yaml",)), options=["--x"], note="")
     assert json.loads((run / "run.json").read_text())["options"] == ["--x"]
     assert not list(run.glob("*.seconds"))
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tmp_path):
+    recipe = Recipe("mini", "", ("mini.yaml",))
+    reproduce._remember(tmp_path, recipe, options=[], note="")
+    for name in ("config.yaml", "fit-1.seconds"):  # as fit leaves them, killed in its sanity check
+        (tmp_path / name).touch()
+    (tmp_path / "checkpoints").mkdir()
+    reproduce._remember(tmp_path, recipe, options=["--x"], note="")
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "checkpoints"}
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
+    recipe = Recipe("mini", "", ("mini.yaml",))
+    reproduce._remember(tmp_path, recipe, options=[], note="first")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").touch()
+
+    def note(**given):
+        reproduce._remember(tmp_path, recipe, options=[], **{"note": "", **given})
+        return json.loads((tmp_path / "run.json").read_text())["note"]
+
+    assert note() == note(note="first") == "first"
+    assert note(note="second") == "first; second"
+    versions = {**reproduce.circumstances()["versions"], "torch": "0.1"}
+    circumstances = {**reproduce.circumstances(), "versions": versions}
+    monkeypatch.setattr(reproduce, "circumstances", lambda: circumstances)
+    assert note() == note() == "first; second; went on with other versions"
+
+
+def test_no_comparison_outlives_its_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "COMPARISONS", tmp_path / "comparisons.json")
+    known = {
+        f"{system}-seed-{run}-{metric}": {
+            "run": run, "metric": metric, "baseline": baseline, "system": system, "scores": scores,
+        }
+        for baseline, system, run, metric, scores in (
+            ("base", "one", "1", "bleu", [40.0, 41.0]),
+            ("base", "one", "1", "legacy:multi30k", [40.5, 41.5]),
+            ("base", "one", "2", "bleu", [39.0, 41.0]),
+            ("other", "base", "1", "bleu", [30.0, 40.0]),
+        )
+    }  # fmt: skip
+
+    def kept(bleu, legacy):
+        (tmp_path / "comparisons.json").write_text(json.dumps(known))
+        record = {"recipe": "base", "scores": {"bleu": bleu}}
+        record |= {"legacy": {"name": "multi30k", "bleu": legacy}}
+        pages.forget_comparisons("seed-1", record)
+        return set(json.loads((tmp_path / "comparisons.json").read_text()))
+
+    assert kept(40.0, 40.5) == set(known)
+    assert known.keys() - kept(40.0, 40.6) == {"one-seed-1-legacy:multi30k"}
+    assert known.keys() - kept(40.1, 40.5) == {"one-seed-1-bleu", "base-seed-1-bleu"}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from itertools import pairwise
+from inspect import Parameter, signature
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from litseq import checkpoints, shards
+from litseq import architectures, checkpoints, shards
 from litseq.checkpoint_io import SafeCheckpointIO, is_sharded
+from litseq.task import Seq2Seq
 from litseq.textfiles import check_output
 
 __all__ = ["average", "declare", "main"]
@@ -210,9 +212,18 @@ def _facts(checkpoint: dict[str, Any]) -> dict[str, object]:
     return {
         "the class": checkpoint["litseq"]["class"],
         "the tokenizer": tokenizer and f"sha256 {tokenizer.fingerprint[:12]}",
+        **_defaults(checkpoint["litseq"]["class"]),
         **checkpoint["hyper_parameters"],
         **{name: _kind(weight) for name, weight in checkpoint["state_dict"].items()},
     }
+
+
+def _defaults(name: str) -> dict[str, object]:
+    """Of options that a run may not name yet, because it began with an earlier version."""
+    module, _, name = name.rpartition(".")
+    ours = getattr(architectures, name, Seq2Seq) if module == architectures.__name__ else Seq2Seq
+    options = chain(*(signature(cls).parameters.values() for cls in (Seq2Seq, ours)))
+    return {one.name: one.default for one in options if one.default is not Parameter.empty}
 
 
 def _kind(weight: object) -> str:

@@ -149,3 +149,9 @@ def test_a_seed_that_is_none_is_refused_by_comparisons_too(monkeypatch):
     monkeypatch.setenv("SACREBLEU_SEED", "abc")
     with pytest.raises(ValueError, match="SACREBLEU_SEED must be a whole number or 'none'"):
         compare({"a": ["a b"], "b": ["a c"]}, ["a b"])
+
+
+def test_a_seed_of_zero_is_none_to_comparisons(monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "0")
+    with pytest.raises(ValueError, match="SACREBLEU_SEED is 0, .* no seed; give another number"):
+        compare({"a": ["a b"], "b": ["a c"]}, ["a b"])

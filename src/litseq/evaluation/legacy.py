@@ -71,8 +71,9 @@ LEGACY = {
     ),
     "wmt14-compound-split": LegacyBleu(
         "Cased, Moses-tokenised BLEU with split compounds, which raises it: the WMT'14 "
-        "English-German of Vaswani et al. (2017), https://arxiv.org/abs/1706.03762, by "
-        "tensor2tensor's get_ende_bleu.sh and fairseq's compound_split_bleu.sh.",
+        "English-German of Vaswani et al. (2017), https://arxiv.org/abs/1706.03762, as fairseq's "
+        "compound_split_bleu.sh computes it. tensor2tensor's get_ende_bleu.sh replaces Unicode "
+        "punctuation in the hypotheses besides.",
         split_compounds=True,
     ),
 }

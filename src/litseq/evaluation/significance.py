@@ -133,7 +133,10 @@ def compare(
         raise ValueError("a comparison needs a metric, got none.")
     for hypotheses in systems.values():
         check_pairs(hypotheses, references)
-    resampling_seed()  # sacreBLEU's own tests take it as it is
+    if resampling_seed() == "0":
+        raise ValueError(
+            "SACREBLEU_SEED is 0, which sacreBLEU's tests take for no seed; give another number."
+        )
     made = {name: (make_metric(name, tgt_lang=tgt_lang), "") for name in metrics}
     made |= {f"legacy:{name}": legacy_metric(name, tgt_lang=tgt_lang) for name in legacy}
     for name, hypotheses in systems.items():

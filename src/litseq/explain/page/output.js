@@ -115,7 +115,7 @@ parts.beam = function drawBeam(sentence) {
       "beam.text",
       {
         beam: String(record.search.beam_size),
-        penalty: format(record.search.length_penalty, 1),
+        penalty: String(record.search.length_penalty),
         offset: String(record.search.length_offset),
         divisor: String(record.search.length_offset + 1),
       },
