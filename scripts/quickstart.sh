@@ -13,12 +13,18 @@ setup
 litseq=.venv/bin/litseq
 start=$SECONDS
 
+newest() { find lightning_logs/demo -maxdepth 1 -name 'version_*' 2>/dev/null | sort -t_ -k3 -n | tail -n 1; }
 step() { printf '\n$ litseq %s\n' "$*"; }
 
+before=$(newest)
 step fit -c configs/demo.yaml "$@"
 $litseq fit -c configs/demo.yaml "$@"
 
-run=$(ls -d lightning_logs/demo/version_* | sort -t_ -k3 -n | tail -n 1)
+run=$(newest)
+if [ "$run" = "$before" ]; then
+    echo 'No new run lies in lightning_logs/demo, so there is none to show.' >&2
+    exit 1
+fi
 checkpoint=$run/checkpoints/best.ckpt
 step test --ckpt_path "$checkpoint"
 $litseq test --ckpt_path "$checkpoint"

@@ -10,10 +10,11 @@ setup() {
     local extra=${1:+[$1]} python=${PYTHON:-python3} stamp wanted
     "$python" - <<'PY' || return 1
 import sys
-if sys.version_info < (3, 10):
-    sys.exit(f"litseq needs Python 3.10 or newer, this is {sys.version.split()[0]}; set PYTHON to a newer one.")
+if sys.version_info < (3, 11):
+    sys.exit(f"the tested versions need Python 3.11 or newer, this is {sys.version.split()[0]}; set PYTHON to one.")
 PY
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    # one that was cut short while it was made has no pip
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
     wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh | cksum)
     stamp=.venv/.installed-${1:-run}
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then

@@ -84,6 +84,9 @@ class Seq2Seq(pl.LightningModule, ABC):
         val_beam_size: Hypotheses kept per sentence in validation.
         val_decode: Whether validation decodes and scores, or computes the loss alone.
         alignment: Whether predict also aligns the words of source and translation.
+
+    Raises:
+        ValueError: If an option is out of its range.
     """
 
     def __init__(

@@ -87,7 +87,8 @@ class Memory(_Rows):
             model without attention has a single one (S = 1): the context vector.
         key_padding_mask: bool (B, S); True = padding.
         state: Final hidden state of a recurrent encoder, one float (B, L, H) for a GRU or tanh
-            cell, two for an LSTM (hidden, cell); empty for the Transformer.
+            cell, two for an LSTM (hidden, cell), 2 H wide where it reads in both directions; empty
+            for the Transformer.
     """
 
     output: Tensor

@@ -82,3 +82,11 @@ def test_a_broken_model_is_an_error(bad):
     table[:, 5] = bad
     with pytest.raises(ValueError, match="no next token has a finite log-probability"):
         search(TableModel(table), torch.tensor([1, 2]), torch.tensor([3, 3]))
+
+
+def test_bad_options_are_errors():
+    memory, max_len = torch.tensor([1]), torch.tensor([3])
+    with pytest.raises(ValueError, match=r"length_offset must be .* at least 0, got -1\.0"):
+        search(random_model(0), memory, max_len, length_penalty=1.0, length_offset=-1.0)
+    with pytest.raises(ValueError, match=r"length_penalty must be .* at least 0, got -0\.5"):
+        search(random_model(0), memory, max_len, length_penalty=-0.5)

@@ -153,5 +153,5 @@ def test_a_seed_that_is_none_is_refused_by_comparisons_too(monkeypatch):
 
 def test_a_seed_of_zero_is_none_to_comparisons(monkeypatch):
     monkeypatch.setenv("SACREBLEU_SEED", "0")
-    with pytest.raises(ValueError, match="SACREBLEU_SEED is 0, .* no seed; give another number"):
+    with pytest.raises(ValueError, match=r"SACREBLEU_SEED is 0, .* no seed; give another number"):
         compare({"a": ["a b"], "b": ["a c"]}, ["a b"])

@@ -31,7 +31,8 @@ __all__ = ["RunCheckpoint", "StoppedError"]
 
 _log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SIGUSR1 = getattr(signal, "SIGUSR1", None)  # Windows has none
+_SIGNALS = tuple(filter(None, (signal.SIGTERM, signal.SIGINT, _SIGUSR1)))
 
 
 class StoppedError(SystemExit):
@@ -307,7 +308,7 @@ class RunCheckpoint(SealedCheckpoint):
             _log.info("saved step %d: %s", trainer.global_step, self.best_model_path)
             environment = trainer._accelerator_connector.cluster_environment
             if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-                if self._signal == signal.SIGUSR1:
+                if self._signal == _SIGUSR1:
                     _requeue()
         raise StoppedError(130 if self._signal == signal.SIGINT else self.exit_code)
 

@@ -168,7 +168,11 @@ class TokenBucketLoader:
             self._go_to(epoch)
 
     def plan(self, epoch: int | None = None) -> BatchPlan:
-        """The batches of an epoch, of all ranks; None: of the present one."""
+        """The batches of an epoch, of all ranks; None: of the present one.
+
+        Raises:
+            ValueError: If there are fewer training pairs than ranks.
+        """
         world_size, _ = self._locate()
         if self._even and self.num_examples < world_size:
             raise ValueError(

@@ -45,8 +45,9 @@ class Attending(Generic[MemoryT, StateT]):
     """
 
     def __init__(self, model: StepModel[MemoryT, StateT]) -> None:
-        assert isinstance(model, nn.Module)
         try:
+            if not isinstance(model, nn.Module):
+                raise ValueError("only a torch module can be watched.")
             with capture_attention(model):
                 pass
         except ValueError as error:

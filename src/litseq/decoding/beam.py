@@ -13,7 +13,7 @@ from typing_extensions import Self
 from litseq.decoding.attention import gather_attention, last_attention
 from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.hypothesis import Hypothesis, best_first, length_norm, make_hypothesis
-from litseq.decoding.options import check_beam, check_max_len
+from litseq.decoding.options import check_beam, check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs, top_k
 
 __all__ = ["beam_search"]
@@ -285,12 +285,8 @@ def beam_search(
     Source: Sutskever et al. (2014), section 3.2, https://arxiv.org/abs/1409.3215; the length
     penalty and the beam of Vaswani et al. (2017), section 6.1, https://arxiv.org/abs/1706.03762.
     """
-    check_beam(
-        beam_size=beam_size,
-        length_penalty=length_penalty,
-        n_best=n_best,
-        length_offset=length_offset,
-    )
+    check_beam(beam_size=beam_size, n_best=n_best)
+    check_length_norm(length_penalty=length_penalty, length_offset=length_offset)
     check_max_len(max_len)
     if max_len.numel() == 0:
         return []

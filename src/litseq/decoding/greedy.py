@@ -11,7 +11,7 @@ from torch import Tensor
 from litseq.decoding.attention import gather_attention, last_attention
 from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.hypothesis import Hypothesis, make_hypothesis
-from litseq.decoding.options import check_max_len
+from litseq.decoding.options import check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs
 
 __all__ = ["greedy_search", "unroll"]
@@ -46,8 +46,10 @@ def greedy_search(
         One hypothesis per sentence.
 
     Raises:
-        ValueError: If a limit is below 1 or the model gives no token a finite log-probability.
+        ValueError: If an option is out of its range, a limit is below 1, or the model gives no
+            token a finite log-probability.
     """
+    check_length_norm(length_penalty=length_penalty, length_offset=length_offset)
     check_max_len(max_len)
     return unroll(
         model,

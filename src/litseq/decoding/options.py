@@ -8,7 +8,13 @@ from fractions import Fraction
 
 from torch import Tensor
 
-__all__ = ["SearchOptions", "check_beam", "check_max_len", "check_sampling"]
+__all__ = [
+    "SearchOptions",
+    "check_beam",
+    "check_length_norm",
+    "check_max_len",
+    "check_sampling",
+]
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,8 @@ class SearchOptions:
     attention: bool = False
 
     def __post_init__(self) -> None:
-        check_beam(
-            beam_size=self.beam_size,
-            length_penalty=self.length_penalty,
-            length_offset=self.length_offset,
-            n_best=1 if self.sample else self.n_best,
-        )
+        check_beam(beam_size=self.beam_size, n_best=1 if self.sample else self.n_best)
+        check_length_norm(length_penalty=self.length_penalty, length_offset=self.length_offset)
         check_sampling(
             n_best=self.n_best, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
         )
@@ -84,12 +86,19 @@ class SearchOptions:
         return limit.clamp(min=1)
 
 
-def check_beam(
-    *, beam_size: int, length_penalty: float, n_best: int, length_offset: float = 5.0
-) -> None:
+def check_beam(*, beam_size: int, n_best: int) -> None:
     """Raises ``ValueError`` if an option of beam search is out of its range."""
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, got {beam_size}; 1 is greedy search.")
+    if not 1 <= n_best <= beam_size:
+        raise ValueError(
+            f"n_best must lie between 1 and beam_size, got n_best={n_best}, beam_size={beam_size}; "
+            f"raise beam_size or ask for fewer."
+        )
+
+
+def check_length_norm(*, length_penalty: float, length_offset: float) -> None:
+    """Raises ``ValueError`` if an option of ``length_norm`` is out of its range."""
     if not (length_penalty >= 0 and math.isfinite(length_penalty)):
         raise ValueError(
             f"length_penalty must be a number of at least 0, got {length_penalty}; "
@@ -99,11 +108,6 @@ def check_beam(
         raise ValueError(
             f"length_offset must be a number of at least 0, got {length_offset}; 0 divides by the "
             f"length itself."
-        )
-    if not 1 <= n_best <= beam_size:
-        raise ValueError(
-            f"n_best must lie between 1 and beam_size, got n_best={n_best}, beam_size={beam_size}; "
-            f"raise beam_size or ask for fewer."
         )
 
 

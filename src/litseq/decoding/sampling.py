@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.greedy import unroll
 from litseq.decoding.hypothesis import Hypothesis, best_first
-from litseq.decoding.options import check_max_len, check_sampling
+from litseq.decoding.options import check_length_norm, check_max_len, check_sampling
 
 __all__ = ["sample_search"]
 
@@ -80,6 +80,7 @@ def sample_search(
 
     Source: Holtzman et al. (2020), section 3.1 (nucleus), https://arxiv.org/abs/1904.09751.
     """
+    check_length_norm(length_penalty=length_penalty, length_offset=length_offset)
     check_max_len(max_len)
     check_sampling(n_best=n_best, temperature=temperature, top_k=top_k, top_p=top_p)
     num_sentences = max_len.size(0)

@@ -28,7 +28,7 @@ class SystemScore:
     Attributes:
         system: Its name.
         metric: ``bleu``, ``chrf``, ``ter`` or the name of a legacy BLEU as ``legacy:multi30k``.
-        score: 0 to 100; of TER, lower is better.
+        score: 0 to 100; of TER, lower is better, and more than 100 is possible.
         confidence: 95 % confidence interval.
         difference: From the baseline's score; None for the baseline.
         p_value: Of the difference; None for the baseline.
@@ -119,8 +119,8 @@ def compare(
     Raises:
         ModuleNotFoundError: If a legacy BLEU is asked for and sacremoses is not installed.
         TypeError: If a system's hypotheses, or the references, are a single string.
-        ValueError: If there are fewer than two systems, if lengths differ, if a metric, a variant
-            or the method is unknown, or if ``SACREBLEU_SEED`` is no number.
+        ValueError: If there are fewer than two systems or no metric, if lengths differ, if a
+            metric, a variant or the method is unknown, or if ``SACREBLEU_SEED`` is no number or 0.
 
     Source: Koehn (2004), https://aclanthology.org/W04-3250; Riezler and Maxwell (2005),
     https://aclanthology.org/W05-0908.
