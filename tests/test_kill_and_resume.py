@@ -44,8 +44,8 @@ trainer:
     class_path: lightning.pytorch.loggers.CSVLogger
     init_args: {{save_dir: runs, name: tiny}}
   callbacks:
-    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
-      init_args: {{monitor: val/loss, filename: best, enable_version_counter: false}}
+    - class_path: litseq.BestCheckpoint
+      init_args: {{monitor: val/loss, mode: min}}
     - class_path: litseq.RunCheckpoint
       init_args: {{every_n_steps: 2}}
 """
@@ -160,6 +160,14 @@ def test_stopped(hook, call, signal_name, status, whole, tmp_path):
     assert_equal_runs(run_folder, uninterrupted)
 
 
+def test_the_exit_status_is_a_choice(whole, tmp_path):
+    config, _ = whole("TransformerSeq2Seq")
+    chosen = config.read_text().replace("every_n_steps: 2}", "every_n_steps: 2, exit_code: 75}")
+    (tmp_path / "config.yaml").write_text(chosen)
+    words = fault("on_train_batch_start", 3, "SIGTERM")
+    assert run("fit", "-c", "config.yaml", *words, folder=tmp_path).status == 75
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
 def test_the_newest_checkpoint_is_damaged(damage, whole, tmp_path):
     config, uninterrupted = whole("TransformerSeq2Seq")
@@ -228,15 +236,25 @@ def test_stopped_before_the_first_step(hook, signal_name, whole, tmp_path):
     assert_equal_runs(tmp_path / "runs" / "tiny" / "version_1", uninterrupted)
 
 
-@pytest.mark.parametrize(("signal_name", "asked"), [("SIGUSR1", "requeue 77\n"), ("SIGTERM", None)])
-def test_slurm(signal_name, asked, whole, tmp_path):
+ARRAY = {"ARRAY_JOB_ID": "70", "ARRAY_TASK_ID": "3"}
+
+
+@pytest.mark.parametrize(
+    ("signal_name", "more", "asked"),
+    [
+        ("SIGUSR1", {}, "requeue 77\n"),
+        ("SIGUSR1", ARRAY, "requeue 70_3\n"),
+        ("SIGTERM", {}, None),
+    ],
+)
+def test_slurm(signal_name, more, asked, whole, tmp_path):
     """The warning before the time limit puts the job back into the queue; the end does not."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     scontrol.chmod(0o755)
     job = {"JOB_ID": "77", "JOB_NAME": "train", "NTASKS": "1", "NNODES": "1"}
     job |= {"PROCID": "0", "LOCALID": "0", "NODEID": "0"}
-    environment = {f"SLURM_{name}": value for name, value in job.items()}
+    environment = {f"SLURM_{name}": value for name, value in (job | more).items()}
     environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     config, uninterrupted = whole("TransformerSeq2Seq")
     words = ("fit", "-c", config, "--ckpt_path=last")

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from litseq.architectures import RnnSeq2Seq, TransformerSeq2Seq
 from litseq.data import TranslationDataModule
 from litseq.decoding import SearchOptions
+from litseq.evaluation import corpus_scores
 from litseq.task import Seq2Seq
+from litseq.translator import Translator
 from tiny_tasks import FAMILIES
 
 
@@ -301,6 +304,46 @@ def test_scores_raw_text(family, datamodule, corpus, tmp_path):
     torch.testing.assert_close(
         torch.tensor(metrics["test/nll"]).exp(), torch.tensor(metrics["test/ppl"])
     )
+
+
+@pytest.mark.parametrize(("tgt_lang", "words"), [("de", "tok:13a"), ("zh", "tok:zh")])
+def test_scores_are_those_of_the_texts(tgt_lang, words, corpus, data_options, tmp_path):
+    """And cut as the target language wants it."""
+    for split in ("train", "val", "test"):
+        for side, name in (("en", "en"), ("de", tgt_lang)):
+            shutil.copy(corpus / f"{split}.{side}", tmp_path / f"{split}.{name}")
+    own = {split: str(tmp_path / split) for split in ("train", "val", "test")}
+    own |= {"tgt_lang": tgt_lang, "cache_dir": str(tmp_path / "cache")}
+    data = TranslationDataModule(**{**data_options, **own})
+    module = make(TransformerSeq2Seq, lr=1e-2, warmup_steps=20, max_len_b=5)
+    run = trainer(tmp_path, max_epochs=3, logger=False, enable_checkpointing=False)
+    run.fit(module, data)
+    [metrics] = run.test(module, data, verbose=False)
+    found = module.evaluation
+    texts = [t.text for t in found.translations]
+    references = [t.reference for t in found.translations]
+    assert found.scores == corpus_scores(texts, references, tgt_lang=tgt_lang)
+    assert words in found.scores.signatures["bleu"]
+    assert found.scores.chrf > 5
+    assert metrics["test/chrf"] == pytest.approx(found.scores.chrf)
+
+
+def test_validation_and_test_have_beams_of_their_own(datamodule, tmp_path, monkeypatch):
+    sizes = []
+    plain = Translator.translate_batch
+
+    def watched(self, batch, options, *args, **kwargs):
+        sizes.append(options.beam_size)
+        return plain(self, batch, options, *args, **kwargs)
+
+    monkeypatch.setattr(Translator, "translate_batch", watched)
+    module = make(TransformerSeq2Seq, beam_size=3, val_beam_size=2)
+    run = trainer(tmp_path, logger=False, enable_checkpointing=False)
+    run.validate(module, datamodule, verbose=False)
+    assert set(sizes) == {2}
+    sizes.clear()
+    run.test(module, datamodule, verbose=False)
+    assert set(sizes) == {3}
 
 
 def test_validation_loss_does_not_depend_on_batches(family, data_options, tmp_path):

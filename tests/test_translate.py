@@ -165,8 +165,14 @@ def test_options_of_the_search(run, model):
         (("--length_offset", "0"), {"length_offset": 0.0}),
         (("--max_len_a", "0", "--max_len_b", "1"), {"max_len_a": 0.0, "max_len_b": 1}),
     ):
-        expected = model.translate(TEXTS, options=type(options)(**{**vars(options), **changed}))
-        assert run(joined(TEXTS), *words) == expected
+        chosen = type(options)(**{**vars(options), **changed})
+        assert run(joined(TEXTS), *words) == model.translate(TEXTS, options=chosen)
+        found = [json.loads(line) for line in run(joined(TEXTS), *words, "--format", "jsonl")]
+        expected = model.translations(TEXTS, options=chosen)
+        scores = [translation.hypotheses[0].score for translation in expected]
+        assert [record["hypotheses"][0]["score"] for record in found] == pytest.approx(scores)
+        others = model.translations(TEXTS)
+        assert scores != [translation.hypotheses[0].score for translation in others], words
 
 
 def test_samples_follow_from_the_seed_alone(run, monkeypatch):

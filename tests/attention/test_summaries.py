@@ -114,4 +114,9 @@ def test_summary_of_clear_cases():
     torch.testing.assert_close(found["coverage"], torch.tensor([1.0, 1.0, 1 / 6]).double())
     assert found["diagonality"][0] == 1
     assert found["diagonality"][2] == pytest.approx(0.5)
+    alike = head_agreement(heads.double())[0]
+    assert alike.diagonal().tolist() == [1.0] * 3
+    others = alike.masked_fill(torch.eye(3, dtype=torch.bool), 0).amax(-1)  # with the likest other
+    torch.testing.assert_close(found["agreement"], others)
+    assert (others < 0.9).all()
     assert "agreement" not in summarize(heads[:, :1])

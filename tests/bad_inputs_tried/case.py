@@ -189,7 +189,7 @@ def run_command(
     child = os.fork()
     if child == 0:
         _be_litseq(words, folder, streams, first, env or {})
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:

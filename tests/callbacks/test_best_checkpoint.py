@@ -48,6 +48,15 @@ def test_a_folder_that_was_moved_or_is_spelled_otherwise(run, move, tmp_path):
     assert not callback.check_monitor_top_k(trainer, torch.tensor(torch.nan))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_a_number_is_not_even_the_first_best(value, tmp_path):
+    callback = BestCheckpoint("val/loss", "min")
+    trainer = tiny_trainer(tmp_path)
+    assert callback.check_monitor_top_k(trainer, torch.tensor(1.0))
+    assert not callback.check_monitor_top_k(trainer, torch.tensor(value))
+    assert not callback.check_monitor_top_k(trainer, None)
+
+
 def test_another_run_begins_with_nothing(run, tmp_path, recwarn):
     folder, state = run
     callback = BestCheckpoint("val/loss", "min", save_top_k=2, dirpath=str(tmp_path))

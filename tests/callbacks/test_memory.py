@@ -3,6 +3,7 @@ import ctypes
 import logging
 import re
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -370,3 +371,36 @@ def test_optimization_by_hand_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="litseq"):
         tiny_trainer(tmp_path, callbacks=[MemoryCheck()]).fit(tiny_task(ByHand), bucket_loader())
     assert "MemoryCheck checks nothing: ByHand optimizes by hand." in caplog.messages
+
+
+CONTAINERS = [
+    ({"memory.max": "7000000", "memory.current": "3000000"}, 4_000_000),
+    ({"memory.max": "max", "memory.current": "3000000"}, None),
+    (
+        {"memory/memory.limit_in_bytes": "9000000", "memory/memory.usage_in_bytes": "8000000"},
+        1_000_000,
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "free"), CONTAINERS)
+def test_a_containers_limit_counts(files, free, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "none")
+    machine = memory._free(torch.device("cpu"))
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    found = memory._free(torch.device("cpu"))
+    assert found == free if free else found == pytest.approx(machine, rel=0.5)
+
+
+def test_a_limit_of_the_process_counts():
+    """``ulimit -v``: what it lets the process have, less what it has."""
+    code = (
+        "import resource, torch; from litseq.callbacks import memory; "
+        "size = memory._status('VmSize'); "
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 10**8, size + 10**8)); "
+        "free = memory._free(torch.device('cpu')); assert 0 < free <= 10**8, free"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

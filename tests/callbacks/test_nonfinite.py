@@ -164,7 +164,8 @@ def test_the_file_names_examples_and_modules(tmp_path, caplog):
     task = tiny_task(poisoned(TransformerSeq2Seq, [1], BAD_GRADIENT, INF))
     name, parameter = next(iter(task.named_parameters()))
     with caplog.at_level(logging.WARNING, logger="litseq"):
-        fit(tmp_path, task, batches, NonFiniteGuard())
+        trainer = fit(tmp_path, task, batches, NonFiniteGuard(), log_every_n_steps=1)
+    assert trainer.callback_metrics["train/skipped_steps"] == 1
     (record,) = lines(tmp_path)
     (described,) = record["batches"]
     assert (record["step"], record["epoch"], record["loss_scale"]) == (2, 0, None)
@@ -394,6 +395,24 @@ def test_endless_overflow_stops_with_the_history_of_the_scale(tmp_path):
     task = tiny_task(poisoned(TransformerSeq2Seq, range(9), BAD_GRADIENT, NAN))
     with pytest.raises(NonFiniteError, match="1 to 3, with loss scales 1024 512 256, and"):
         fit(tmp_path, task, tiny_batches(9), NonFiniteGuard(max_skips=3), plugins=[scaled()])
+
+
+def test_a_fused_optimizer_skips_a_loss_that_left_the_gradients_finite(tmp_path):
+    """Only the guard knows of it, so it has to tell the scaler."""
+
+    class Fused(TransformerSeq2Seq):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return Infinite.apply(loss) if batch_idx == 1 else loss
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), fused=True)
+
+    unchanged = Unchanged([1])
+    fit(
+        tmp_path, tiny_task(Fused), tiny_batches(3), NonFiniteGuard(), unchanged, plugins=[scaled()]
+    )
+    assert unchanged.compared == [1]
 
 
 @pytest.mark.parametrize("kind", [BAD_LOSS, BAD_GRADIENT])

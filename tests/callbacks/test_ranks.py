@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import time
 
@@ -80,14 +81,14 @@ def survivors(tmp_path, world_size, fault):
     ("world_size", "rank", "hook", "harm", "doing", "message"),
     [
         (2, 1, "on_train_batch_start", kill, "train", "is gone"),
-        (2, 0, "on_before_backward", stop, "train", "has not answered for 4 s"),
-        (3, 1, "on_train_batch_start", sleep, "train: forward", "no progress for 4 s"),
+        (2, 0, "on_before_backward", stop, "train", r"has not answered for \d+ s"),
+        (3, 1, "on_train_batch_start", sleep, "train: forward", r"no progress for \d+ s"),
     ],
 )
 def test_a_rank_that_dies_or_hangs_is_named(world_size, rank, hook, harm, doing, message, tmp_path):
     for line in survivors(tmp_path, world_size, (rank, hook, harm)):
         assert doing in line
-        assert message in line
+        assert re.search(message, line)
         if harm is sleep:
             assert "test_ranks.py" in line
             assert " sleep)" in line

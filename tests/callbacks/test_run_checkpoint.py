@@ -3,6 +3,7 @@
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -18,7 +19,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
-from litseq.callbacks import RunCheckpoint
+from litseq.callbacks import RunCheckpoint, run_checkpoint
 from litseq.cli_resume import rows_before
 from litseq.data import TranslationDataModule
 from tiny_tasks import FAMILIES
@@ -251,3 +252,79 @@ class FirstState(Callback):
 
     def on_train_epoch_start(self, trainer, pl_module):  # RunCheckpoint comes last, on_train_start
         self.state = torch.get_rng_state()
+
+
+@pytest.mark.parametrize(("every_minutes", "saved"), [(1.0, [0, 0, 2, 2, 4, 4]), (0.0, [0] * 6)])
+def test_saves_by_time(every_minutes, saved, tmp_path, monkeypatch, data_options):
+    """Batches of 40 seconds, and a minute between two checkpoints at least."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(run_checkpoint, "time", clock)
+    found = []
+
+    class Slow(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            last = Path(tmp_path, "last.ckpt")
+            found.append(torch.load(last, weights_only=True)["global_step"] if last.exists() else 0)
+            clock.now += 40
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[RunCheckpoint(tmp_path, every_minutes=every_minutes), Slow()],
+    )
+    data = TranslationDataModule(**{**data_options, "max_tokens": 200})
+    trainer.fit(TransformerSeq2Seq(**FAMILIES[TransformerSeq2Seq]), data)
+    assert found == saved
+
+
+def test_what_was_the_newest_stays_where_files_cannot_be_linked(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(run_checkpoint.os, "link", refuse)
+    newest, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    for content in ("one", "two"):
+        newest.write_text(content)
+        run_checkpoint._keep(newest, previous)
+        assert (newest.read_text(), previous.read_text()) == (content, content)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_training_data_that_changed_are_refused_unless_they_may(tmp_path, corpus, data_options):
+    """With the tokenizer they had, so that nothing else tells them apart."""
+    for lang in ("en", "de"):
+        shutil.copy(corpus / f"train.{lang}", tmp_path)
+    data = TranslationDataModule(**data_options)
+    data.prepare_data()
+    data.setup("fit")
+    data.tokenizer.save(tmp_path / "tokenizer")
+    own = {"train": str(tmp_path / "train"), "tokenizer": str(tmp_path / "tokenizer")}
+    options = {**data_options, **own, "vocab_size": None}
+
+    def train(steps, ckpt_path=None, **more):
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            limit_val_batches=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[RunCheckpoint(tmp_path, every_n_steps=1)],
+        )
+        module = TransformerSeq2Seq(**FAMILIES[TransformerSeq2Seq])
+        trainer.fit(module, TranslationDataModule(**options, **more), ckpt_path=ckpt_path)
+        return trainer.global_step
+
+    train(2)
+    kept = shutil.copy(tmp_path / "last.ckpt", tmp_path / "kept.ckpt")
+    for lang in ("en", "de"):
+        with (tmp_path / f"train.{lang}").open("a") as file:
+            file.write("one more\n")
+    with pytest.raises(ValueError, match=r"data \(\w+\) are not those of the checkpoint"):
+        train(4, ckpt_path=kept)
+    assert train(4, ckpt_path=kept, allow_other_data=True) == 4

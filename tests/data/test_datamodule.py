@@ -83,6 +83,40 @@ def test_training_is_reshuffled_and_evaluation_is_not(data):
     assert ids_of(val) == ids_of(val)
 
 
+def test_the_seed_decides_the_order_of_batches_and_the_cuts(folder):
+    def seen(**options):
+        data = prepare(folder, **options)
+        batches = list(data.train_dataloader())
+        order = [batch["id"].tolist() for batch in batches]
+        return order, [batch["input_ids"].tolist() for batch in batches]
+
+    assert seen(seed=1) == seen(seed=1)
+    assert seen(seed=1)[0] != seen(seed=2)[0]
+    # the same order with other cuts: of one seed, by other pieces
+    nbest = {"subword_sampling": 0.5, "model_type": "unigram"}
+    one, best_two = (seen(seed=1, sampling_nbest=n, **nbest) for n in (-1, 2))
+    assert one[0] == best_two[0]
+    assert one[1] != best_two[1]
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (1, 2)])
+def test_the_seed_decides_which_pairs_are_cut_off(folder, seeds):
+    first, second = (prepare(folder, seed=seed, val=None, val_size=9) for seed in seeds)
+    same = first.texts("val", range(9)) == second.texts("val", range(9))
+    assert same == (seeds[0] == seeds[1])
+
+
+def test_a_cut_off_split_is_no_part_of_what_the_tokenizer_learns_from(tmp_path):
+    """Each pair has a character of its own, so those of validation are unknown."""
+    for lang in ("en", "zh"):
+        rows = "".join(f"here {chr(0x4E00 + i)}\n" for i in range(40))
+        (tmp_path / f"train.{lang}").write_text(rows)
+    options = {"val": None, "test": None, "val_size": 8, "vocab_size": 45}
+    data = prepare(tmp_path, "fit", train=str(tmp_path / "train"), **options)
+    for batch in data.val_dataloader():
+        assert (batch["labels"] == data.tokenizer.unk_id).any(dim=1).all()
+
+
 def test_the_tokenizer_knows_the_training_split_alone(folder, tmp_path):
     for lang in ("en", "zh"):
         (tmp_path / f"odd.{lang}").write_text("龘\n")

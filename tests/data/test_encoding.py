@@ -49,6 +49,14 @@ def open_split(texts, tokens, *, max_len=99, **options):
     return EncodedSplit(texts, tokens, **limits, **options)
 
 
+def test_each_side_is_cut_to_its_own_limit(texts, tokens):
+    longest = open_split(texts, tokens).load_batch(np.arange(len(PAIRS)), 0)
+    split = EncodedSplit(texts, tokens, max_src_len=7, max_tgt_len=4, pad_id=0)
+    batch = split.load_batch(np.arange(len(PAIRS)), 0)
+    assert (longest["input_ids"].size(1), longest["labels"].size(1)) == (9, 6)
+    assert (batch["input_ids"].size(1), batch["labels"].size(1)) == (7, 4)
+
+
 def test_rows_are_the_tokenizers_ids_and_counts(texts, tokens, tokenizer):
     rows = open_arrow(tokens)
     sources, targets = zip(*PAIRS, strict=True)

@@ -51,6 +51,12 @@ def test_names_both_limits_where_they_differ():
     assert str(report) == "1 pairs, kept 0: 1 longer than 5 or 8 tokens"
 
 
+def test_each_side_has_its_own_limit():
+    src, tgt = counts([3, 7, 3]), counts([7, 3, 9])
+    kept, _ = filter_pairs(src, tgt, max_src_len=5, max_tgt_len=8, max_chars=100)
+    assert kept.tolist() == [0]
+
+
 def test_large_numbers_are_grouped():
     _, report = filter_pairs(counts([5] * 1200 + [1] * 1100), counts([5] * 2300), **LIMITS)
     assert str(report) == "2,300 pairs, kept 1,200: 1,100 empty"

@@ -103,10 +103,11 @@ def test_dropout_acts_in_training_alone():
     torch.testing.assert_close(layer(x, x)[0], layer(x, x)[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("scale", [None, 0.05])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_training_in_bfloat16_equals_the_fused_product(is_causal):
+def test_training_in_bfloat16_equals_the_fused_product(is_causal, scale):
     torch.manual_seed(0)
-    product = DotProductAttention("encoder")
+    product = DotProductAttention("encoder", scale=scale)
     q, k, v = torch.randn(3, 2, 3, 5, 8, dtype=torch.bfloat16).unbind(0)
     mask = (
         None if is_causal else (torch.rand(2, 1, 1, 5) < 0.7).index_fill(3, torch.tensor(0), True)

@@ -342,14 +342,14 @@ def _free(device: torch.device) -> int | None:
         free = min(free, limited - _status("VmSize"))
     for limit, used in (("memory.max", "memory.current"), _CGROUP_1):
         try:
-            folder = Path("/sys/fs/cgroup")
-            most, now = (int((folder / name).read_text()) for name in (limit, used))
+            most, now = (int((_CGROUPS / name).read_text()) for name in (limit, used))
         except (OSError, ValueError):  # "max": no limit
             continue
         free = min(free, most - now)
     return free
 
 
+_CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP_1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 
 
