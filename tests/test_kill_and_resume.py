@@ -269,8 +269,12 @@ def test_slurm(signal_name, more, asked, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_stopped(whole, tmp_path):
-    """Real processes, as Lightning starts them; the signal reaches the first alone."""
+@pytest.mark.parametrize(
+    ("rank", "hook", "call"),
+    [(0, "on_before_backward", 5), (1, "on_before_backward", 5), (1, "on_validation_batch_end", 5)],
+)
+def test_two_ranks_stopped(rank, hook, call, whole, tmp_path):
+    """Real processes, as Lightning starts them; the signal reaches one alone."""
     config, _ = whole("TransformerSeq2Seq")
     command = [sys.executable, "-m", "litseq", "fit", "-c", config, "--trainer.strategy=ddp"]
     command += ["--trainer.devices=2", "--trainer.limit_val_batches=2"]
@@ -281,8 +285,8 @@ def test_two_ranks_stopped(whole, tmp_path):
         folder.mkdir()
         if name == "stopped":
             words = ["--allow_import=processes", "--trainer.callbacks+=processes.Fault"]
-            words += ["--trainer.callbacks.hook=on_before_backward", "--trainer.callbacks.call=5"]
-            words += ["--trainer.callbacks.signal_name=SIGTERM", "--trainer.callbacks.rank=0"]
+            words += [f"--trainer.callbacks.hook={hook}", f"--trainer.callbacks.call={call}"]
+            words += ["--trainer.callbacks.signal_name=SIGTERM", f"--trainer.callbacks.rank={rank}"]
             stopped = subprocess.run(
                 [*command, *words], cwd=folder, env=environment, capture_output=True, text=True
             )
