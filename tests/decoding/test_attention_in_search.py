@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from table_model import random_model
 
 from litseq.attention import capture_attention
 from litseq.decoding import Attending, SearchOptions, beam_search, generate, greedy_search
@@ -92,3 +93,8 @@ def test_a_model_without_attention():
     model = Rnn(V, **RECURRENT).eval()
     with pytest.raises(ValueError, match="Rnn has no attention that a search could keep"):
         search(model, SEARCHES["beam"])
+
+
+def test_a_model_that_is_no_module():
+    with pytest.raises(ValueError, match="TableModel has no attention that a search could keep"):
+        Attending(random_model(0))
