@@ -1,5 +1,6 @@
 import copy
 import ctypes
+import gc
 import logging
 import re
 import resource
@@ -151,6 +152,8 @@ def no_memory_of_former_tests():
     """Lets all but small tensors have memory of their own, not what earlier ones have freed."""
     mmap_threshold, libc = -3, ctypes.CDLL(None)
     libc.mallopt(mmap_threshold, 2**17)
+    gc.collect()  # or what they left is freed in the midst of a step, and makes room
+    libc.malloc_trim(0)
     yield
     libc.mallopt(mmap_threshold, 2**25)  # as far as it would have gone up by itself
 
@@ -160,6 +163,7 @@ def limited(num_bytes):
 
     class Limited(TransformerSeq2Seq):
         def training_step(self, batch, batch_idx):
+            gc.collect()
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             soft, hard = resource.getrlimit(resource.RLIMIT_AS)
             resource.setrlimit(resource.RLIMIT_AS, (used + num_bytes, hard))
