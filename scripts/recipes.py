@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["LANES", "RECIPES", "Published", "Recipe", "Translated"]
+__all__ = ["LANES", "MODELS", "RECIPES", "Published", "Recipe", "Translated"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Recipe:
 
 
 _WU = Published(41.02, "multi30k", 0.0, "Wu et al. (2021), Transformer-Tiny")
-_MODELS = (
+MODELS = (
     ("rnn", "recurrent, one context vector"),
     ("rnn-attention", "recurrent, with attention"),
     ("transformer", "Transformer"),
@@ -92,7 +92,7 @@ def _three_models(
 ) -> Iterator[Recipe]:
     """The three models on one corpus; each is compared with the one before."""
     before = ""
-    for name, kind in _MODELS:
+    for name, kind in MODELS:
         recipe = Recipe(
             f"{prefix}-{name}",
             f"{title}: {kind}",
@@ -222,7 +222,7 @@ _ALL = (
             f"English to Chinese, the demo: {title}, ten epochs",
             ("configs/demo.yaml", f"configs/teacher/{name.replace('-', '_')}.yaml"),
         )
-        for name, title in _MODELS
+        for name, title in MODELS
     ),
     Recipe(
         "iwslt14-de-en",

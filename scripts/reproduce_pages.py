@@ -15,7 +15,8 @@ from doc_tables import fill
 from lesson_pictures import STYLE, by_length, save
 from litseq.evaluation import compare
 from litseq.textfiles import whole_file
-from recipes import LANES, RECIPES, Recipe
+from recipes import LANES, MODELS, RECIPES, Recipe
+from reproduce_records import num_devices
 
 __all__ = [
     "README",
@@ -181,7 +182,7 @@ def _three_models(
     """The runs of each model on a corpus."""
     return {
         kind.replace("-", "_"): [r for r in records if r["recipe"] == f"{corpus}-{kind}"]
-        for kind in ("rnn", "rnn-attention", "transformer")
+        for kind, _ in MODELS
     }
 
 
@@ -310,12 +311,11 @@ def _run(record: dict[str, Any]) -> str:
 
 def _machine(record: dict[str, Any]) -> str:
     hardware, trainer = record["hardware"], record["config"]["trainer"]
-    devices = str(trainer["devices"])
+    count = num_devices(trainer, hardware["gpus"])
     if trainer["accelerator"] != "cpu" and hardware["gpus"]:
-        count = int(devices) if devices.isdigit() else len(hardware["gpus"])
         name: str = hardware["gpus"][0]
         return name if count == 1 else f"{count} x {name}"
-    processes = f"{devices} processes of " if devices.isdigit() and devices != "1" else ""
+    processes = f"{count} processes of " if count > 1 else ""
     threads = hardware["threads"]
     return (
         f"{hardware['cpu']}, {hardware['cores']} cores: {processes}{threads} "

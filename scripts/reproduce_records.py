@@ -23,7 +23,7 @@ from litseq import checkpoints
 from litseq.evaluation import corpus_scores, legacy_bleu
 from recipes import Recipe
 
-__all__ = ["circumstances", "make_record"]
+__all__ = ["circumstances", "make_record", "num_devices"]
 
 _HARDWARE_ONLY = ("accelerator", "devices", "num_nodes", "precision")
 _SCHEDULE = ("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
@@ -48,9 +48,7 @@ def make_record(
     config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     model, data, trainer = (config[name] for name in ("model", "data", "trainer"))
     began = json.loads((folder / "run.json").read_text("utf-8"))
-    devices = str(trainer["devices"])
-    world_size = int(devices) if devices.isdigit() else max(1, len(began["hardware"]["gpus"]))
-    world_size *= trainer["num_nodes"]
+    world_size = num_devices(trainer, began["hardware"]["gpus"]) * trainer["num_nodes"]
     _, hypotheses, references = read_test(folder)
     language = data["init_args"]["tgt_lang"]
     scores = corpus_scores(hypotheses, references, tgt_lang=language, confidence=True)
@@ -96,6 +94,14 @@ def make_record(
             "trainer": {name: trainer[name] for name in (*_HARDWARE_ONLY, *_SCHEDULE)},
         },
     }
+
+
+def num_devices(trainer: dict[str, Any], gpus: list[str]) -> int:
+    """How many devices of a machine a run has, with one process each."""
+    devices = str(trainer["devices"])
+    if devices.isdigit():
+        return int(devices)
+    return 1 if trainer["accelerator"] == "cpu" else max(1, len(gpus))
 
 
 def circumstances() -> dict[str, Any]:
