@@ -138,14 +138,17 @@ def test_one_bad_micro_batch_costs_the_step(tmp_path):
     assert record["batches"][1]["loss"] == "nan"
 
 
-def test_a_loss_alone_is_enough(tmp_path):
-    class Task(TransformerSeq2Seq):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            return Infinite.apply(loss) if batch_idx == 1 else loss
+class LossAlone(TransformerSeq2Seq):
+    """The second batch has an infinite loss, whose gradient is finite."""
 
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return Infinite.apply(loss) if batch_idx == 1 else loss
+
+
+def test_a_loss_alone_is_enough(tmp_path):
     unchanged = Unchanged([1])
-    fit(tmp_path, tiny_task(Task), tiny_batches(3), NonFiniteGuard(), unchanged)
+    fit(tmp_path, tiny_task(LossAlone), tiny_batches(3), NonFiniteGuard(), unchanged)
     assert unchanged.compared == [1]
     (record,) = lines(tmp_path)
     assert record["batches"][0]["loss"] == "inf"
@@ -397,27 +400,16 @@ def test_endless_overflow_stops_with_the_history_of_the_scale(tmp_path):
         fit(tmp_path, task, tiny_batches(9), NonFiniteGuard(max_skips=3), plugins=[scaled()])
 
 
-def test_a_fused_optimizer_skips_a_loss_that_left_the_gradients_finite(tmp_path):
-    """Only the guard knows of it, so it has to tell the scaler."""
-
-    class Fused(TransformerSeq2Seq):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            return Infinite.apply(loss) if batch_idx == 1 else loss
-
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters(), fused=True)
-
-    unchanged = Unchanged([1])
-    fit(
-        tmp_path, tiny_task(Fused), tiny_batches(3), NonFiniteGuard(), unchanged, plugins=[scaled()]
-    )
-    assert unchanged.compared == [1]
-
-
-@pytest.mark.parametrize("kind", [BAD_LOSS, BAD_GRADIENT])
-def test_a_fused_optimizer_leaves_the_skip_to_the_scaler(tmp_path, kind):
-    class Fused(poisoned(TransformerSeq2Seq, [1], kind, INF)):
+@pytest.mark.parametrize(
+    "cls",
+    [
+        poisoned(TransformerSeq2Seq, [1], BAD_LOSS, INF),
+        poisoned(TransformerSeq2Seq, [1], BAD_GRADIENT, INF),
+        LossAlone,  # only the guard knows of it, so it has to tell the scaler
+    ],
+)
+def test_a_fused_optimizer_leaves_the_skip_to_the_scaler(tmp_path, cls):
+    class Fused(cls):
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters(), fused=True)
 

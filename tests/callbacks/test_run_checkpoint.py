@@ -22,7 +22,7 @@ from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq
 from litseq.callbacks import RunCheckpoint, run_checkpoint
 from litseq.cli_resume import rows_before
 from litseq.data import TranslationDataModule
-from tiny_tasks import FAMILIES
+from tiny_tasks import FAMILIES, tiny_trainer
 
 
 class Journal(Callback):
@@ -268,15 +268,9 @@ def test_saves_by_time(every_minutes, saved, tmp_path, monkeypatch, data_options
             found.append(torch.load(last, weights_only=True)["global_step"] if last.exists() else 0)
             clock.now += 40
 
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=6,
-        limit_val_batches=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[RunCheckpoint(tmp_path, every_minutes=every_minutes), Slow()],
-    )
+    callbacks = [RunCheckpoint(tmp_path, every_minutes=every_minutes), Slow()]
+    options = {"max_epochs": -1, "enable_checkpointing": True, "callbacks": callbacks}
+    trainer = tiny_trainer(tmp_path, max_steps=6, limit_val_batches=0, **options)
     data = TranslationDataModule(**{**data_options, "max_tokens": 200})
     trainer.fit(TransformerSeq2Seq(**FAMILIES[TransformerSeq2Seq]), data)
     assert found == saved
@@ -307,15 +301,9 @@ def test_training_data_that_changed_are_refused_unless_they_may(tmp_path, corpus
     options = {**data_options, **own, "vocab_size": None}
 
     def train(steps, ckpt_path=None, **more):
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            limit_val_batches=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[RunCheckpoint(tmp_path, every_n_steps=1)],
-        )
+        callbacks = [RunCheckpoint(tmp_path, every_n_steps=1)]
+        most = {"max_epochs": -1, "max_steps": steps, "limit_val_batches": 0}
+        trainer = tiny_trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, **most)
         module = TransformerSeq2Seq(**FAMILIES[TransformerSeq2Seq])
         trainer.fit(module, TranslationDataModule(**options, **more), ckpt_path=ckpt_path)
         return trainer.global_step
