@@ -129,9 +129,15 @@ def test_invisible_characters_are_shown_by_number():
     assert chosen.drawable("two words") == "two words"
 
 
-def test_each_language_gets_its_own_shapes():
-    if not any(e.name == "Noto Sans CJK JP" for e in font_manager.fontManager.ttflist):
+@pytest.mark.parametrize("listed", [True, False])
+def test_each_language_gets_its_own_shapes(listed):
+    """Whether matplotlib made its list before the fonts were installed, or after."""
+    if not any("NotoSansCJK" in path for path in font_manager.findSystemFonts()):
         pytest.skip("needs fonts-noto-cjk")
+    entries = font_manager.fontManager.ttflist
+    entries[:] = [entry for entry in entries if "CJK" not in entry.name]
+    if listed:
+        fonts._new_fonts()
     for text, family in (("今天", "SC"), ("猫が好き", "JP"), ("고양이", "KR")):
         chosen = choose_fonts(text)
         assert chosen.families == ("DejaVu Sans", f"Noto Sans CJK {family}")
