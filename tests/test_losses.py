@@ -116,6 +116,21 @@ def test_r_drop_of_half_precision_is_summed_in_float32(labels):
     assert found.loss.dtype == torch.float32
 
 
+def test_small_gradients_of_r_drop_survive_float16():
+    """A loss scale multiplies them, as GradScaler's does, before they are cut to float16."""
+    vocab_size, scale = 30_000, 2.0**16
+    exact = torch.randn(2, 1, vocab_size, requires_grad=True)
+    with torch.no_grad():
+        exact.copy_(exact.half())
+    half = exact.detach().half().requires_grad_()
+    found = []
+    for logits in (half, exact):
+        loss = r_drop_loss(logits, torch.tensor([[3]]), label_smoothing=0.1, weight=5.0).loss
+        found.append(torch.autograd.grad(scale * loss, logits)[0])
+    assert found[0].dtype == torch.float16
+    torch.testing.assert_close(found[0].float(), found[1], rtol=1e-3, atol=1e-6)
+
+
 def test_what_torch_makes_of_odd_logits(logits, labels):
     """No probability for another token, nonsense where nothing counts, and nothing at all."""
     with torch.no_grad():

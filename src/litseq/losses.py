@@ -135,7 +135,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _RDrop(torch.autograd.Function):
-    """Cross-entropy and divergence from one pass over the two logits, for the same reason."""
+    """Cross-entropy and divergence, and the gradient of both, from one pass over the two logits.
+
+    Backward would have to compute both distributions again, and that is most of the work.
+    """
 
     @staticmethod
     def forward(
@@ -145,22 +148,41 @@ class _RDrop(torch.autograd.Function):
         label_smoothing: float,
         weight: float,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the sums of loss and of nll, from logits (2 N, V) and labels (N,)."""
-        ctx.save_for_backward(logits, labels)
-        ctx.label_smoothing, ctx.weight = label_smoothing, weight
-        nll, uniform, divergence = [], [], []
+        """Returns the sums of loss and of nll, from logits (2 N, V) and labels (N,).
+
+        Keeps (p - target) / 2 + weight (p (log p/q - KL) + p - q), and the same of q.
+        """
+        # a gradient that no loss scale has multiplied yet is too small for float16
+        kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        grads = torch.empty_like(logits, dtype=kept) if ctx.needs_input_grad[0] else None
+        share, nll, uniform, divergence = label_smoothing, [], [], []
         first, second = logits.chunk(2)
-        for z, y, keep, w in _pieces(first, labels, second):
+        more = () if grads is None else grads.chunk(2)
+        for z, y, keep, w, *out in _pieces(first, labels, second, *more):
             log_p, log_q = (x.log_softmax(-1, dtype=_compute_dtype(x)) for x in (z, w))
             nll.append(-_sum((log_p.gather(-1, y) + log_q.gather(-1, y))[:, 0] / 2, keep))
-            if label_smoothing:
+            if share:
                 uniform.append(-_sum((log_p.mean(-1) + log_q.mean(-1)) / 2, keep))
             log_ratio = log_p - log_q
-            difference = log_p.exp_().sub_(log_q.exp_())
-            divergence.append(_sum(torch.linalg.vecdot(difference, log_ratio), keep))
-        nll_sum, kl = torch.stack(nll).sum(), torch.stack(divergence).sum()
+            p, q = log_p.exp_(), log_q.exp_()
+            kl_p, kl_q = torch.linalg.vecdot(p, log_ratio), -torch.linalg.vecdot(q, log_ratio)
+            divergence.append(_sum(kl_p + kl_q, keep))
+            if not out:
+                continue
+            hit = p.new_full((), (share - 1.0) / 2).expand_as(y)
+            for grad, x, other, kl, sign in zip(
+                out, (p, q), (q, p), (kl_p, kl_q), (1.0, -1.0), strict=True
+            ):
+                rest = (0.5 + weight - weight * kl)[:, None]
+                slope = torch.add(rest, log_ratio, alpha=sign * weight)
+                slope.mul_(x).sub_(other, alpha=weight)
+                slope.sub_(share / 2 / z.size(-1)).scatter_add_(-1, y, hit)
+                grad.copy_(slope)
+        ctx.save_for_backward(grads, labels)
+        ctx.dtype = logits.dtype
+        nll_sum, kl_sum = torch.stack(nll).sum(), torch.stack(divergence).sum()
         ctx.mark_non_differentiable(nll_sum)
-        return _smoothed(nll_sum, uniform, label_smoothing) + weight * kl, nll_sum
+        return _smoothed(nll_sum, uniform, share) + weight * kl_sum, nll_sum
 
     @staticmethod
     def backward(
@@ -168,25 +190,12 @@ class _RDrop(torch.autograd.Function):
         grad_loss: Tensor,
         _: Tensor,
     ) -> tuple[Tensor, None, None, None]:
-        """Returns (p - target) / 2 + weight (p (log p/q - KL) + p - q), and the same of q."""
-        logits, labels = ctx.saved_tensors
-        share, weight = ctx.label_smoothing, ctx.weight
-        grads = torch.empty_like(logits)  # one, for to join two would copy them
-        first, second = logits.chunk(2)
-        for z, y, keep, w, *out in _pieces(first, labels, second, *grads.chunk(2)):
-            log_p, log_q = (x.log_softmax(-1, dtype=_compute_dtype(x)) for x in (z, w))
-            log_ratio = log_p - log_q
-            p, q = log_p.exp_(), log_q.exp_()
-            difference = p - q
-            scale = (keep * grad_loss)[:, None].to(p.dtype)
-            hit = p.new_full((), (share - 1.0) / 2).expand_as(y)
-            for probs, sign, grad in ((p, 1.0, out[0]), (q, -1.0, out[1])):
-                kl = sign * torch.linalg.vecdot(probs, log_ratio)[:, None]
-                slope = torch.add(0.5 - weight * kl, log_ratio, alpha=sign * weight)
-                slope.mul_(probs).add_(difference, alpha=sign * weight)
-                slope.sub_(share / 2 / z.size(-1)).scatter_add_(-1, y, hit)
-                grad.copy_(slope.mul_(scale))
-        return grads, None, None, None
+        """Returns the gradient that was kept, times that of the loss; zero where nothing counts."""
+        grads, labels = ctx.saved_tensors
+        scaled = torch.empty_like(grads, dtype=ctx.dtype)
+        for grad, _, keep, out in _pieces(grads, labels.repeat(2), scaled):
+            torch.mul(grad, (keep * grad_loss)[:, None], out=out)
+        return scaled, None, None, None
 
 
 def _pieces(logits: Tensor, labels: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
