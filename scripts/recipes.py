@@ -126,10 +126,6 @@ _ABLATION: dict[str, tuple[str, tuple[str, ...]]] = {
     "rotary": ("rotary positions", ("--model.positions=rotary",)),
     "dropout-0.2": ("dropout 0.2 in place of 0.3", ("--model.dropout=0.2",)),
     "dropout-0.4": ("dropout 0.4", ("--model.dropout=0.4",)),
-    "more-dropout": (
-        "dropout 0.1 also on attention weights and in feed-forward",
-        ("--model.attention_dropout=0.1", "--model.activation_dropout=0.1"),
-    ),
     "shallow": ("5 encoder layers and 1 decoder layer", _SHALLOW),
     "shallow-prenorm": (
         "5 encoder layers and 1 decoder layer, layer norm before each sub-layer",
@@ -137,6 +133,10 @@ _ABLATION: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "untied": ("an output projection of its own", ("--model.tie_output=false",)),
     "vocab-10000": ("10,000 subwords in place of 4,000", ("--data.vocab_size=10000",)),
+    "combined": (
+        "rotary positions, dropout 0.2 and 10,000 subwords",
+        ("--model.positions=rotary", "--model.dropout=0.2", "--data.vocab_size=10000"),
+    ),
     "large-steps": ("steps of 8,192 tokens in place of 2,048", ("--data.max_tokens=8192",)),
     "subword-dropout-0.05": ("BPE dropout 0.05", ("--data.subword_sampling=0.05",)),
     "subword-dropout": ("BPE dropout 0.1", ("--data.subword_sampling=0.1",)),
@@ -182,6 +182,9 @@ _ALL = (
         ("configs/multi30k/best.yaml",),
         options=(
             "--model.positions=sinusoidal",
+            "--model.dropout=0.3",
+            "--model.length_penalty=1.4",
+            "--model.length_offset=5",
             "--data.vocab_size=4000",
             "--trainer.max_epochs=45",
         ),
