@@ -13,7 +13,7 @@ setup
 litseq=.venv/bin/litseq
 start=$SECONDS
 
-newest() { find lightning_logs/demo -maxdepth 1 -name 'version_*' 2>/dev/null | sort -t_ -k3 -n | tail -n 1; }
+newest() { printf '%s\n' lightning_logs/demo/version_* | sort -t_ -k3 -n | tail -n 1; }
 step() { printf '\n$ litseq %s\n' "$*"; }
 
 before=$(newest)
