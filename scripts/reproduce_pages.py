@@ -294,14 +294,14 @@ def _mean_minutes(records: Iterable[dict[str, Any]]) -> str:
 
 def _with_interval(scores: dict[str, Any]) -> str:
     low, high = scores["bleu_interval"]
-    return f"{scores['bleu']:.2f} ({low:.1f} to {high:.1f})"
+    return f"{scores['bleu']:.2f} ({low:.1f}–{high:.1f})"
 
 
 def _mean(values: Sequence[float]) -> str:
     mean = f"{statistics.mean(values):.1f}"
     if len(values) == 1:
         return f"{values[0]:.2f}"
-    return f"{mean} ({min(values):.1f} to {max(values):.1f})"
+    return f"{mean} ({min(values):.1f}–{max(values):.1f})"
 
 
 def _run(record: dict[str, Any]) -> str:
