@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from litseq.textfiles import whole_file
+
 __all__ = ["fill", "markdown"]
 
 
@@ -38,4 +40,5 @@ def fill(page: Path, name: str, header: Sequence[str], rows: Iterable[Sequence[o
     if not pattern.search(text):
         raise ValueError(f"{page} has no {start} ... {end}; put the two lines where it belongs.")
     table = f"{start}\n\n{markdown(header, rows)}\n{end}"
-    page.write_text(pattern.sub(lambda _: table, text, count=1), encoding="utf-8")
+    with whole_file(page) as file:
+        file.write(pattern.sub(lambda _: table, text, count=1))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import gzip
+import hashlib
 import json
 import shutil
 import signal
@@ -28,6 +29,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import yaml
 
 from litseq.evaluation import legacy_bleu
 from litseq.textfiles import whole_file
@@ -58,7 +61,7 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str], note: str 
         _remember(folder, recipe, options=options, note=note)
         for text in recipe.translated:
             _translate(text, RUNS / text.recipe / name)
-        if (folder / "checkpoints/last.ckpt").exists():
+        if _saved(folder):
             fit = ["-c", str(folder / "config.yaml"), "--ckpt_path", "last"]
         else:
             logger = "--trainer.logger.init_args"
@@ -69,19 +72,16 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str], note: str 
                 *QUIET, *recipe.options, *options,
             ]  # fmt: skip
         _stage(folder, "fit", "fit", *fit, lock=lock)
-        checkpoint, averaged = folder / "checkpoints/best.ckpt", 0
+        checkpoint = folder / "checkpoints/best.ckpt"
         if recipe.average:
             checkpoint = folder / "checkpoints/average.ckpt"
             # not those that are kept to go on from, which may be of any step
             files = (folder / "checkpoints").glob("step=*.ckpt")
             by_step = {int(file.stem[5:]): str(file) for file in files if file.stem[5:].isdigit()}
             last = [by_step[step] for step in sorted(by_step)[-recipe.average :]]
-            averaged = len(last)
             _stage(folder, "average", "average", *last, "-o", str(checkpoint), lock=lock)
         _stage(folder, "test", "test", f"--ckpt_path={checkpoint}", *QUIET, lock=lock)
-        record = make_record(
-            recipe, folder, checkpoint=checkpoint, averaged=averaged, seed=seed, label=label
-        )
+        record = make_record(recipe, folder, checkpoint=checkpoint, seed=seed, label=label)
     file = RECORDS / f"{recipe.name}-{seed}{label and f'-{label}'}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with _one_by_one():
@@ -125,27 +125,47 @@ def _alone_in(folder: Path) -> Iterator[int]:
 def _remember(folder: Path, recipe: Recipe, *, options: list[str], note: str) -> None:
     """Writes down how a run began; one that goes on must be the same."""
     file = folder / "run.json"
-    mine = {"configs": list(recipe.configs), "options": [*recipe.options, *options]}
+    mine = {
+        "configs": list(recipe.configs),
+        "contents": [_contents(config) for config in recipe.configs],
+        "options": [*recipe.options, *options],
+    }
+    done = (folder / "fit.done").exists()
+    if done and not _saved(folder):
+        sys.exit(f"{folder} is done, and its checkpoints are gone; remove it to run it again.")
     # one that ended before its first checkpoint begins anew
-    if not file.exists() or not (folder / "checkpoints/last.ckpt").exists():
+    if not file.exists() or not _saved(folder):
         for rest in (*folder.glob("*.seconds"), folder / "config.yaml"):
             rest.unlink(missing_ok=True)
-        began = {**mine, "note": note, **circumstances()}
-        file.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
+        with whole_file(file) as text:
+            text.write(json.dumps({**mine, "note": note, **circumstances()}, indent=1) + "\n")
         return
     began = json.loads(file.read_text("utf-8"))
     for name, value in mine.items():
-        if began[name] != value:
+        if began.get(name, value) != value:
             sys.exit(
                 f"{folder} began with the {name} {began[name]}, and now they are {value}; give "
                 f"those, or another --label."
             )
-    changed = [name for name, value in circumstances().items() if began[name] != value]
+    now = {} if done else circumstances()
+    changed = [name for name, value in now.items() if began[name] != value]
     notes = [note, f"went on with other {' and '.join(changed)}" if changed else ""]
     fresh = [text for text in notes if text and text not in began["note"]]
     if fresh:
         began["note"] = "; ".join(filter(None, [began["note"], *fresh]))
-        file.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
+        with whole_file(file) as text:
+            text.write(json.dumps(began, indent=1) + "\n")
+
+
+def _saved(folder: Path) -> bool:
+    """Whether a run has something to go on from; for a moment of a save there is no ``last``."""
+    return any((folder / f"checkpoints/{name}.ckpt").exists() for name in ("last", "previous"))
+
+
+def _contents(config: str) -> str:
+    """What tells two versions of a configuration apart, but for their comments."""
+    values = yaml.safe_load(Path(config).read_text("utf-8"))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _translate(text: Translated, run: Path) -> None:

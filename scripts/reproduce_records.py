@@ -30,7 +30,7 @@ _SCHEDULE = ("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_cli
 
 
 def make_record(
-    recipe: Recipe, folder: Path, *, checkpoint: Path, averaged: int, seed: int, label: str
+    recipe: Recipe, folder: Path, *, checkpoint: Path, seed: int, label: str
 ) -> dict[str, Any]:
     """Scores the test outputs of a run and gathers how they came about.
 
@@ -38,7 +38,6 @@ def make_record(
         recipe: What was run.
         folder: Folder of the run.
         checkpoint: What was tested.
-        averaged: How many checkpoints it is the average of; 0: it is one of the run's own.
         seed: Seed of the run.
         label: Kind of machine, where there are several.
 
@@ -58,11 +57,11 @@ def make_record(
         "label": label,
         "scores": {
             "bleu": round(scores.bleu, 2),
-            "bleu_interval": _interval(scores.confidence["bleu"]),
             "chrf": round(scores.chrf, 2),
             "ter": None if scores.ter is None else round(scores.ter, 2),
             "exact_match": round(scores.exact_match, 2),
             "signature": scores.signatures["bleu"],
+            **{f"{name}_interval": _interval(one) for name, one in scores.confidence.items()},
         },
     }
     if recipe.legacy:
@@ -83,7 +82,7 @@ def make_record(
         "by_length": score_by_length(folder),
         "training": {
             "parameters": _parameters(checkpoint),
-            "averaged": averaged,
+            "averaged": len(checkpoints.read(checkpoint)["litseq"].get("average", ())),
             **_training(folder, data["init_args"], world_size=world_size),
         },
         "seconds": {stage: _seconds(folder, stage) for stage in ("fit", "average", "test")},
@@ -98,8 +97,12 @@ def make_record(
 
 def num_devices(trainer: dict[str, Any], gpus: list[str]) -> int:
     """How many devices of a machine a run has, with one process each."""
-    devices = str(trainer["devices"])
-    if devices.isdigit():
+    devices = trainer["devices"]
+    if isinstance(devices, str) and "," in devices:  # a list of their numbers, as "1," is
+        devices = [number for number in devices.strip("[]").split(",") if number.strip()]
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices).isdigit():
         return int(devices)
     return 1 if trainer["accelerator"] == "cpu" else max(1, len(gpus))
 

@@ -46,7 +46,7 @@ def train(options: list[str]) -> None:
             lane.terminate()  # its run saves first; one that has ended does not mind
             lane.wait()
     if any(failed):
-        sys.exit(max(failed))
+        sys.exit("a model was not trained; what is missing stands above.")
 
 
 def draw() -> None:

@@ -189,6 +189,19 @@ def test_experiments_on_hub_data_have_a_model(name):
     assert sum(p.numel() for p in network.parameters()) > 50e6
 
 
+@pytest.mark.parametrize("corpus", ["multi30k", "tatoeba"])
+def test_the_recurrent_models_are_of_one_size(corpus):
+    """Attention is not to win by its parameters: within a tenth."""
+    sizes = []
+    for kind in ("rnn", "rnn_attention"):
+        model, _, data = instantiate(f"configs/{corpus}/{kind}.yaml")
+        vocab_size = data["vocab_size"]
+        with torch.device("meta"):
+            network = model.build_network(vocab_size, None if data["shared_vocab"] else vocab_size)
+        sizes.append(sum(p.numel() for p in network.parameters()))
+    assert max(sizes) <= 1.1 * min(sizes)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_header_says_how_to_run_it(name):
     first = FILES[name].read_text(encoding="utf-8").split("\n")[0]

@@ -322,7 +322,7 @@ def test_scores_are_those_of_the_texts(tgt_lang, words, corpus, data_options, tm
     found = module.evaluation
     texts = [t.text for t in found.translations]
     references = [t.reference for t in found.translations]
-    assert found.scores == corpus_scores(texts, references, tgt_lang=tgt_lang)
+    assert found.scores == corpus_scores(texts, references, tgt_lang=tgt_lang, confidence=True)
     assert words in found.scores.signatures["bleu"]
     assert found.scores.chrf > 5
     assert metrics["test/chrf"] == pytest.approx(found.scores.chrf)

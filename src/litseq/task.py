@@ -496,6 +496,7 @@ class Seq2Seq(pl.LightningModule, ABC):
             tgt_lang=None if self.tokenizer is None else self.tokenizer.tgt_lang,
             # early outputs are endless, and TER takes minutes over them
             ter=self.trainer.state.fn != TrainerFn.FITTING,
+            confidence=split == "test",
         )
         self.evaluation = Evaluation(split, tuple(translations), scores)
         for name in ("bleu", "chrf", "ter", "exact_match"):

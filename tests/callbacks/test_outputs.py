@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from litseq.callbacks import TranslationWriter, run_folder
 from litseq.callbacks.outputs import _merge, _part, _records, _score_table, write_lines
-from litseq.evaluation import CorpusScores, Evaluation, Interval, corpus_scores, with_confidence
+from litseq.evaluation import CorpusScores, Evaluation, Interval, corpus_scores
 from litseq.types import ScoredText, Translation
 
 SOURCES = ["one", "two\u2028lines", "three", "four", "five", "six\nlines", "seven"]
@@ -30,7 +30,8 @@ def translation(i: int, n_best: int = 1) -> Translation:
 
 def evaluation(split: str) -> Evaluation:
     rows = tuple(translation(i) for i in range(len(SOURCES)))
-    return Evaluation(split, rows, corpus_scores([r.text for r in rows], REFERENCES))
+    texts = [row.text for row in rows]
+    return Evaluation(split, rows, corpus_scores(texts, REFERENCES, confidence=split == "test"))
 
 
 class Plain(LightningModule):
@@ -111,16 +112,14 @@ def test_evaluation_is_written_and_shown(tmp_path, capsys, method, split):
     assert lines(tmp_path / split / "hypotheses.txt") == hypotheses
 
     scores = json.loads((tmp_path / split / "scores.json").read_text("utf-8"))
-    expected = evaluation(split)
-    if split == "test":
-        expected = with_confidence(expected)
-    expected = expected.scores
+    expected = evaluation(split).scores
     assert scores["split"] == split
     assert scores["tgt_lang"] is None
     assert scores["confidence"] == {
         name: dataclasses.asdict(interval) for name, interval in expected.confidence.items()
     }
-    assert set(scores["confidence"]) == ({"bleu", "chrf"} if split == "test" else set())
+    everything = {"bleu", "chrf", "ter", "exact_match"}
+    assert set(scores["confidence"]) == (everything if split == "test" else set())
     assert scores["checkpoint"] is None
     assert scores["num_sentences"] == 7
     assert scores["signatures"] == expected.signatures
@@ -156,20 +155,19 @@ def test_readme_shows_the_table_that_is_printed(page):
     readme = (Path(__file__).parents[2] / page).read_text("utf-8")
     block = readme.split("    test: 1000 sentences\n")[1].split("\n    ...")[0]
     values = [float(value) for value in re.findall(r"\d+\.\d\d", block.split("BLEU|")[0])]
-    bleu, bleu_low, bleu_high, chrf, chrf_low, chrf_high, ter, exact_match = values
-
-    bounds = {"bleu": (bleu_low, bleu_high), "chrf": (chrf_low, chrf_high)}
+    names = ("bleu", "chrf", "ter", "exact_match")
     confidence = {
-        name: Interval((low + high) / 2, (high - low) / 2) for name, (low, high) in bounds.items()
+        name: Interval((low + high) / 2, (high - low) / 2)
+        for name, low, high in zip(names, values[1::3], values[2::3], strict=True)
     }
-    scores = CorpusScores(bleu, chrf, ter, exact_match, 1000, {}, "zh", confidence)
+    scores = CorpusScores(*values[::3], 1000, {}, "zh", confidence)
     console = Console(width=80)
     with console.capture() as captured:
         console.print(_score_table(Evaluation("test", (), scores)))
     shown = [f"    {line}".rstrip() for line in captured.get().rstrip().splitlines()]
 
-    some = Evaluation("test", (translation(0),), corpus_scores(["中"], ["中"], tgt_lang="zh"))
-    signature = with_confidence(some).scores.signatures["bleu"]
+    some = corpus_scores(["中"], ["中"], tgt_lang="zh", ter=False, confidence=True)
+    signature = some.signatures["bleu"]
     assert f"{shown[0]}\n{block}" == "\n".join([*shown, "", f"    BLEU|{signature}"])
 
 

@@ -1,11 +1,12 @@
-import builtins
 import importlib
 import math
+import subprocess
+import sys
 
 import pytest
 from sacrebleu.metrics import BLEU
 
-from litseq.evaluation import LEGACY, compare, legacy_bleu
+from litseq.evaluation import LEGACY, legacy_bleu
 from litseq.evaluation.legacy import legacy_metric
 from sacrebleu_command import DATA, needs_data, read, wmt17
 
@@ -148,15 +149,17 @@ def test_missing_sacremoses_is_said(monkeypatch):
         legacy_bleu(["a"], ["a"], name="multi30k", tgt_lang="de")
 
 
-def test_sacremoses_is_imported_only_when_asked(monkeypatch):
-    real = builtins.__import__
-
-    def watched(name, *args, **kwargs):
-        assert name.partition(".")[0] != "sacremoses"
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", watched)
-    compare({"a": ["a b"], "b": ["a c"]}, ["a b"], metrics=["chrf"])
+def test_optional_packages_are_imported_only_when_asked():
+    program = """
+import sys
+from litseq.evaluation import comet_score, compare, corpus_scores, legacy_bleu
+corpus_scores(["a b"], ["a b"], confidence=True)
+compare({"a": ["a b"], "b": ["a c"]}, ["a b"])
+assert not {"sacremoses", "comet"} & set(sys.modules)
+legacy_bleu(["a b"], ["a b"], name="tokenised", tgt_lang="en")
+assert "sacremoses" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # ---- real text ----

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import logging
 
@@ -11,7 +10,6 @@ from litseq.evaluation import (
     bleu_tokenizer,
     corpus_scores,
     sentence_chrf,
-    with_confidence,
 )
 from litseq.evaluation import scores as scores_module
 from litseq.types import ScoredText, Translation
@@ -171,33 +169,13 @@ def test_the_seed_is_sacrebleus(monkeypatch):
     assert "|seed:7|" in scores.signatures["bleu"]
 
 
-def evaluation(texts, references, **options):
-    rows = [
-        Translation(i, "a", (ScoredText(text, -0.5, -1.0, 2),), reference)
-        for i, (text, reference) in enumerate(zip(texts, references, strict=True))
-    ]
-    return Evaluation("test", tuple(rows), corpus_scores(texts, references, **options))
-
-
-def test_confidence_is_added_to_an_evaluation():
-    before = evaluation(*CHINESE, tgt_lang="zh")
-    after = with_confidence(before)
-    assert not before.scores.confidence
-    expected = corpus_scores(*CHINESE, tgt_lang="zh", ter=False, confidence=True)
-    assert after.scores.confidence == expected.confidence
-    assert set(expected.confidence) == {"bleu", "chrf"}
-    assert after.scores.signatures == {**before.scores.signatures, **expected.signatures}
-    assert (after.scores.bleu, after.scores.ter) == (before.scores.bleu, before.scores.ter)
-    assert with_confidence(after) is after
-
-
-def test_no_confidence_in_scores_of_other_texts():
-    mine = evaluation(*GERMAN)
-    wrong = dataclasses.replace(mine, scores=dataclasses.replace(mine.scores, bleu=1.0))
-    assert with_confidence(wrong) is wrong
-    partly = dataclasses.replace(mine.translations[0], reference=None)
-    lacking = dataclasses.replace(mine, translations=(partly, *mine.translations[1:]))
-    assert with_confidence(lacking) is lacking
+def test_the_interval_of_exact_matches_covers_as_many_as_it_says():
+    hypotheses, references = ["a", "b", "c", "x"] * 100, ["a", "b", "c", "d"] * 100
+    scores = corpus_scores(hypotheses, references, ter=False, confidence=True)
+    interval = scores.confidence["exact_match"]
+    deviation = 100 * (0.75 * 0.25 / 400) ** 0.5  # of a binomial share
+    assert interval.mean == pytest.approx(75, abs=0.2 * deviation)
+    assert interval.margin == pytest.approx(1.96 * deviation, rel=0.1)
 
 
 # ---- real systems ----

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from litseq.evaluation import Evaluation, with_confidence
+from litseq.evaluation import Evaluation
 from litseq.textfiles import one_line, whole_file
 from litseq.types import Translation
 
@@ -71,10 +71,11 @@ class TranslationWriter(Callback):
     """Writes translations and scores beside the run, and says at its end where they lie.
 
     ``test`` leaves ``test/``: ``hypotheses.txt``, ``references.txt``, ``sources.txt`` (one line for
-    each example, by id) and ``scores.json``, with 95 % confidence intervals of BLEU and chrF. Each
-    validation leaves the same in ``val/``, in place of the one before, without intervals. Both come
-    from the module's ``evaluation`` (``litseq.evaluation.Evaluation``), set on rank zero in
-    ``on_test_epoch_end`` or ``on_validation_epoch_end``; None there means nothing this time.
+    each example, by id) and ``scores.json``. Each validation leaves the same in ``val/``, in place
+    of the one before. Both come from the module's ``evaluation``, a
+    ``litseq.evaluation.Evaluation`` that is set on rank zero in ``on_test_epoch_end`` or
+    ``on_validation_epoch_end``; None there means nothing this time. Confidence intervals
+    are shown where its scores have them, as those of litseq's own modules have in ``test``.
 
     ``predict`` leaves ``predictions.txt`` and ``predictions.jsonl`` (and ``predictions.align``,
     word alignments, if every prediction has one), by id, for any module whose
@@ -165,8 +166,6 @@ class TranslationWriter(Callback):
         write_lines(folder / "sources.txt", (one_line(row.source) for row in rows))
         write_lines(folder / "references.txt", (one_line(row.reference or "") for row in rows))
         write_lines(folder / "hypotheses.txt", (one_line(row.text) for row in rows))
-        if split == "test":
-            evaluation = with_confidence(evaluation)
         scores = {"split": split, **dataclasses.asdict(evaluation.scores), **origin}
         write_lines(folder / "scores.json", [json.dumps(scores, ensure_ascii=False, indent=2)])
         if not fitting:
@@ -339,7 +338,7 @@ def _score_table(evaluation: Evaluation) -> Table:
         ("BLEU", "bleu", scores.bleu),
         ("chrF2", "chrf", scores.chrf),
         ("TER (lower is better)", "ter", scores.ter),
-        ("exact match, %", "", scores.exact_match),
+        ("exact match, %", "exact_match", scores.exact_match),
     ):
         if value is not None:
             interval = scores.confidence.get(key)

@@ -9,7 +9,6 @@ from litseq.evaluation.scores import (
     bleu_tokenizer,
     corpus_scores,
     sentence_chrf,
-    with_confidence,
 )
 from litseq.evaluation.significance import Comparison, SystemScore, compare
 
@@ -29,5 +28,4 @@ __all__ = [
     "corpus_scores",
     "legacy_bleu",
     "sentence_chrf",
-    "with_confidence",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from sacrebleu.metrics.base import Metric, Score
+from sacrebleu.significance import estimate_ci
 
-__all__ = ["NUM_RESAMPLES", "Interval", "resampling_seed", "score"]
+__all__ = ["NUM_RESAMPLES", "Interval", "mean_interval", "resampling_seed", "score"]
 
 NUM_RESAMPLES = 1000
 """Resamples of an interval and of a paired bootstrap test; sacreBLEU's own number."""
@@ -67,20 +69,33 @@ def score(
     result = metric._aggregate_and_compute(statistics)
     if not num_resamples:
         return result, None
-    seed = resampling_seed()
-    rng = np.random.default_rng(None if seed == "none" else int(seed))
     rows = np.array(statistics, dtype=np.float32)  # as sacreBLEU; (sentences, counts)
-    size = len(rows)
     resampled = [
-        metric._compute_score_from_stats(rows[rng.choice(size, size=size, replace=True)].sum(0))
-        for _ in range(num_resamples)
+        metric._compute_score_from_stats(rows[drawn].sum(0))
+        for drawn in _draws(len(rows), num_resamples)
     ]
     if len({type(one.score) for one in resampled}) > 1:  # a chrF of 0 among numpy's numbers,
         for one in resampled:  # over which sacreBLEU 2.6 fails
             one.score = float(one.score)
     result.estimate_ci(resampled)
-    metric.n_bootstrap, metric.seed = num_resamples, seed
+    metric.n_bootstrap, metric.seed = num_resamples, resampling_seed()
     return result, Interval(float(result._mean), float(result._ci))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Finds the interval of a mean over the sentences, from the draws that ``score`` makes."""
+    rows = np.array(values, dtype=np.float64)
+    mean, margin = estimate_ci(
+        np.array([rows[drawn].mean() for drawn in _draws(len(rows), NUM_RESAMPLES)])
+    )
+    return Interval(float(mean), float(margin))
+
+
+def _draws(size: int, count: int) -> Iterator[NDArray[np.int64]]:
+    seed = resampling_seed()
+    rng = np.random.default_rng(None if seed == "none" else int(seed))
+    for _ in range(count):
+        yield rng.choice(size, size=size, replace=True)
 
 
 def resampling_seed() -> str:

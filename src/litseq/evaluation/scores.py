@@ -6,14 +6,14 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from litseq.evaluation.confidence import NUM_RESAMPLES, Interval, score
+from litseq.evaluation.confidence import NUM_RESAMPLES, Interval, mean_interval, score
 from litseq.evaluation.texts import check_pairs, primary_language, warn_if_tokenised
 from litseq.types import Translation
 
@@ -24,7 +24,6 @@ __all__ = [
     "corpus_scores",
     "make_metric",
     "sentence_chrf",
-    "with_confidence",
 ]
 
 _log = logging.getLogger(__name__)
@@ -48,7 +47,8 @@ class CorpusScores:
             computed, by these names. Only scores with equal signatures can be compared; ``bs`` and
             ``seed`` say how their interval was found and change no score.
         tgt_lang: The language that decided how words are cut, as it was given.
-        confidence: 95 % confidence intervals by the same names; empty where none was asked for.
+        confidence: 95 % confidence intervals, by the names of the scores; empty where none was
+            asked for.
     """
 
     bleu: float
@@ -146,8 +146,9 @@ def corpus_scores(
             Japanese put no spaces between words: TER then counts each Chinese character as one.
         ter: Whether to compute TER. Its search for shifted words takes minutes per thousand
             sentences where hypotheses are long and repetitive, as at the start of training.
-        confidence: Whether to add 95 % confidence intervals, those of ``sacrebleu --confidence``;
-            less than a second per thousand sentences.
+        confidence: Whether to add 95 % confidence intervals, those of ``sacrebleu --confidence``
+            and, of the exact matches, one from the same draws; less than a second per thousand
+            sentences.
 
     Raises:
         TypeError: If one of the two is a single string.
@@ -166,37 +167,20 @@ def corpus_scores(
         name: score(metric, hypotheses, references, num_resamples=resamples)
         for name, metric in metrics.items()
     }
-    exact = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
+    exact = [100 * (h.strip() == r.strip()) for h, r in zip(hypotheses, references, strict=True)]
+    intervals = {name: interval for name, (_, interval) in found.items() if interval}
+    if confidence:
+        intervals["exact_match"] = mean_interval(exact)
     return CorpusScores(
         bleu=found["bleu"][0].score,
         chrf=found["chrf"][0].score,
         ter=found["ter"][0].score if ter else None,
-        exact_match=100 * exact / len(hypotheses),
+        exact_match=sum(exact) / len(exact),
         num_sentences=len(hypotheses),
         signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
         tgt_lang=tgt_lang,
-        confidence={name: interval for name, (_, interval) in found.items() if interval},
+        confidence=intervals,
     )
-
-
-def with_confidence(evaluation: Evaluation) -> Evaluation:
-    """Adds the 95 % confidence intervals of BLEU and chrF; TER's would take its search again.
-
-    Args:
-        evaluation: Of ``corpus_scores``. One whose texts do not give its BLEU and chrF, or that
-            lacks a reference, comes back as it is.
-    """
-    texts = [row.text for row in evaluation.translations]
-    references = [row.reference for row in evaluation.translations if row.reference is not None]
-    old = evaluation.scores
-    if old.confidence or not texts or len(references) < len(texts):
-        return evaluation
-    new = corpus_scores(texts, references, tgt_lang=old.tgt_lang, ter=False, confidence=True)
-    if (new.bleu, new.chrf) != (old.bleu, old.chrf):
-        return evaluation
-    signatures = {**old.signatures, **new.signatures}
-    scores = replace(old, signatures=signatures, confidence=new.confidence)
-    return replace(evaluation, scores=scores)
 
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:

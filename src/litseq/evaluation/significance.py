@@ -104,7 +104,9 @@ def compare(
     Scores, p-values and intervals are those of ``sacrebleu --paired-bs`` and ``--paired-ar`` (1,000
     resamples, 10,000 trials, seed 12345). Under ``ar``, where sacreBLEU's command has none, the
     intervals are those of the bootstrap. A p-value speaks of these sentences and these two outputs,
-    not of another seed of the training; with many systems, one in twenty differs by chance.
+    not of another seed of the training. The bootstrap's is one-sided, for the side that is ahead:
+    of two equal systems it is below 0.05 about one time in ten. That of ``ar`` is two-sided: one
+    time in twenty.
 
     sacreBLEU keeps all resamples of one system in memory: 72 KB for each sentence under chrF.
 
