@@ -162,6 +162,7 @@ _TEACHER: dict[str, tuple[str, ...]] = {
     "rnn-attention": ("configs/teacher/rnn_attention.yaml",),
     "transformer": (),
 }
+
 # The teacher's three models, two at a time: the slowest alone, the others one after the other.
 LANES = (("teacher-rnn-attention",), ("teacher-rnn", "teacher-transformer"))
 
