@@ -33,10 +33,9 @@ from pathlib import Path
 import yaml
 
 from litseq.evaluation import legacy_bleu
-from litseq.textfiles import whole_file
 from recipes import RECIPES, Recipe, Translated
 from reproduce_pages import RECORDS, compare_runs, forget_comparisons, write_pages
-from reproduce_records import circumstances, make_record
+from reproduce_records import circumstances, make_record, write_json
 
 RUNS = Path("lightning_logs/reproduce")
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
@@ -83,10 +82,8 @@ def run(recipe: Recipe, seed: int, *, label: str, options: list[str], note: str 
         _stage(folder, "test", "test", f"--ckpt_path={checkpoint}", *QUIET, lock=lock)
         record = make_record(recipe, folder, checkpoint=checkpoint, seed=seed, label=label)
     file = RECORDS / f"{recipe.name}-{seed}{label and f'-{label}'}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     with _one_by_one():
-        with whole_file(file) as text:
-            text.write(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        write_json(file, record)
         forget_comparisons(name, record)
         for baseline, system in _pairs(recipe):
             folders = [RUNS / recipe_name / name for recipe_name in (baseline, system)]
@@ -137,8 +134,7 @@ def _remember(folder: Path, recipe: Recipe, *, options: list[str], note: str) ->
     if not file.exists() or not _saved(folder):
         for rest in (*folder.glob("*.seconds"), folder / "config.yaml"):
             rest.unlink(missing_ok=True)
-        with whole_file(file) as text:
-            text.write(json.dumps({**mine, "note": note, **circumstances()}, indent=1) + "\n")
+        write_json(file, {**mine, "note": note, **circumstances()})
         return
     began = json.loads(file.read_text("utf-8"))
     for name, value in mine.items():
@@ -153,8 +149,7 @@ def _remember(folder: Path, recipe: Recipe, *, options: list[str], note: str) ->
     fresh = [text for text in notes if text and text not in began["note"]]
     if fresh:
         began["note"] = "; ".join(filter(None, [began["note"], *fresh]))
-        with whole_file(file) as text:
-            text.write(json.dumps(began, indent=1) + "\n")
+        write_json(file, began)
 
 
 def _saved(folder: Path) -> bool:

@@ -14,9 +14,8 @@ from by_length import read_test, target_language
 from doc_tables import fill
 from lesson_pictures import STYLE, by_length, save
 from litseq.evaluation import compare
-from litseq.textfiles import whole_file
 from recipes import LANES, MODELS, RECIPES, Recipe
-from reproduce_records import num_devices
+from reproduce_records import num_devices, write_json
 
 __all__ = [
     "README",
@@ -106,7 +105,7 @@ def compare_runs(run: str, *, baseline: str, system: str, folders: Sequence[Path
             "holds": second.holds,
             "signature": found.signatures[second.metric],
         }
-    _keep(kept)
+    write_json(COMPARISONS, dict(sorted(kept.items())))
 
 
 def forget_comparisons(run: str, record: dict[str, Any]) -> None:
@@ -128,13 +127,7 @@ def forget_comparisons(run: str, record: dict[str, Any]) -> None:
         )
 
     kept = _comparisons()
-    _keep({name: found for name, found in kept.items() if not is_stale(found)})
-
-
-def _keep(comparisons: dict[str, dict[str, Any]]) -> None:
-    COMPARISONS.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(COMPARISONS) as file:
-        file.write(json.dumps(dict(sorted(comparisons.items())), indent=1) + "\n")
+    write_json(COMPARISONS, {name: row for name, row in kept.items() if not is_stale(row)})
 
 
 def _comparisons() -> dict[str, dict[str, Any]]:

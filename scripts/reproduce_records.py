@@ -21,9 +21,10 @@ from by_length import read_test
 from by_length import score as score_by_length
 from litseq import checkpoints
 from litseq.evaluation import corpus_scores, legacy_bleu
+from litseq.textfiles import whole_file
 from recipes import Recipe
 
-__all__ = ["circumstances", "make_record", "num_devices"]
+__all__ = ["circumstances", "make_record", "num_devices", "write_json"]
 
 _HARDWARE_ONLY = ("accelerator", "devices", "num_nodes", "precision")
 _SCHEDULE = ("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val")
@@ -81,8 +82,7 @@ def make_record(
         "published": recipe.published and vars(recipe.published),
         "by_length": score_by_length(folder),
         "training": {
-            "parameters": _parameters(checkpoint),
-            "averaged": len(checkpoints.read(checkpoint)["litseq"].get("average", ())),
+            **_weights(checkpoint),
             **_training(folder, data["init_args"], world_size=world_size),
         },
         "seconds": {stage: _seconds(folder, stage) for stage in ("fit", "average", "test")},
@@ -130,6 +130,13 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def write_json(file: Path, values: Any) -> None:  # noqa: ANN401 - plain values
+    """Writes values that people read too, all or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as text:
+        text.write(json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+
+
 def _training(folder: Path, data: dict[str, Any], *, world_size: int) -> dict[str, Any]:
     """Steps, tokens and the course of validation."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
@@ -159,9 +166,15 @@ def _training(folder: Path, data: dict[str, Any], *, world_size: int) -> dict[st
     }
 
 
-def _parameters(checkpoint: Path) -> int:
-    model = litseq.Seq2Seq.load_from_checkpoint(checkpoint)
-    return sum(weight.numel() for weight in model.parameters())
+def _weights(checkpoint: Path) -> dict[str, int]:
+    """How many numbers a model has, and of how many checkpoints they are the average."""
+    state = checkpoints.read(checkpoint)
+    # by name, shared weights stand there twice
+    tensors = {weight.data_ptr(): weight.numel() for weight in state["state_dict"].values()}
+    return {
+        "parameters": sum(tensors.values()),
+        "averaged": len(state["litseq"].get("average", ())),
+    }
 
 
 def _seconds(folder: Path, stage: str) -> float | None:
