@@ -125,7 +125,7 @@ _ABLATION: dict[str, tuple[str, tuple[str, ...]]] = {
     "prenorm": ("layer norm before each sub-layer", ("--model.norm_first=true",)),
     "rotary": ("rotary positions", ("--model.positions=rotary",)),
     "dropout-0.2": ("dropout 0.2 in place of 0.3", ("--model.dropout=0.2",)),
-    "dropout-0.4": ("dropout 0.4", ("--model.dropout=0.4",)),
+    "dropout-0.4": ("dropout 0.4 in place of 0.3", ("--model.dropout=0.4",)),
     "shallow": ("5 encoder layers and 1 decoder layer", _SHALLOW),
     "shallow-prenorm": (
         "5 encoder layers and 1 decoder layer, layer norm before each sub-layer",
