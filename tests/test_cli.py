@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("--ckpt_path", "--trainer.limit_predict_batches", "--config"),
     "translate": ("--ckpt", "--input", "--output", "--format", "--n_best", "--beam_size", "--seed"),
     "average": ("paths", "--output", "--last"),
+    "export": ("--ckpt", "--output", "--to", "--input"),
     "compare": (
         "paths",
         "--references",

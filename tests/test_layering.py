@@ -22,7 +22,7 @@ LAYERS = [
     ["task", "heatmaps"],
     ["architectures"],
     ["callbacks", "translate", "average"],
-    ["explain"],
+    ["explain", "export"],
     ["precision", "cli_imports"],
     ["cli_messages", "cli_outputs", "cli_resume", "cli_runs"],
     ["cli"],

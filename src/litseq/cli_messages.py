@@ -39,6 +39,7 @@ COMMANDS = {
     "explain": ("litseq.explain.command", "show on one page how a translation came about"),
     "compare": ("litseq.evaluation.command", "say whether one system is better than another"),
     "average": ("litseq.average", "average the weights of checkpoints into one"),
+    "export": ("litseq.export.command", "write a checkpoint as another program reads it"),
 }
 """Commands beside Lightning's own: name to module and help.
 

@@ -137,6 +137,11 @@ class TranslationTokenizer:
         return len(self._models) == 1
 
     @property
+    def models(self) -> tuple[bytes, bytes]:
+        """The source and the target SentencePiece model, serialized; the same where shared."""
+        return self._models[0], self._models[-1]
+
+    @property
     def src_vocab_size(self) -> int:
         """Number of source pieces, special pieces included."""
         return int(self._source.vocab_size())

@@ -1,0 +1,175 @@
+"""What leaves for other programs does there what it does here."""
+
+import json
+
+import pytest
+import torch
+
+from command_line import error_of, litseq
+from litseq import RnnSeq2Seq, TransformerSeq2Seq
+from litseq.checkpoint_io import SafeCheckpointIO
+from litseq.checkpoints import describe
+from litseq.data import TranslationTokenizer
+from litseq.decoding import SearchOptions
+from litseq.export import verify, write_marian
+
+transformers = pytest.importorskip("transformers")
+
+SOURCES = ["one two three", "a red house", "two houses", "three red ones and a house"] * 4
+TARGETS = ["drei zwei eins", "ein rotes haus", "zwei häuser", "drei rote und ein haus"] * 4
+SIZES = {
+    "d_model": 16, "num_heads": 4, "num_encoder_layers": 2, "num_decoder_layers": 3,
+    "dim_feedforward": 24, "length_penalty": 1.0, "length_offset": 0,
+}  # fmt: skip
+
+
+def make(*, shared=True, cls=TransformerSeq2Seq, **options):
+    """A model with random weights, large enough that it says different things."""
+    tokenizer = TranslationTokenizer.train(
+        SOURCES, TARGETS, vocab_size=40 if shared else 35, shared=shared, src_lang="en",
+        tgt_lang="de",
+    )  # fmt: skip
+    given = SIZES if cls is TransformerSeq2Seq else {"embedding_dim": 8, "hidden_size": 8}
+    model = cls(**{**given, **options})
+    model._adopt(tokenizer)
+    model.configure_model()
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        mean = float(name.endswith("norm.weight"))
+        weight.data.normal_(mean, 0.3 if weight.dim() > 1 else 0.05, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(model):
+        path = tmp_path / "model.ckpt"
+        checkpoint = {
+            "state_dict": model.state_dict(),
+            "hyper_parameters": dict(model.hparams),
+            "pytorch-lightning_version": "2.6.6",
+            "litseq": describe(type(model), model.tokenizer),
+        }
+        SafeCheckpointIO().save_checkpoint(checkpoint, path)
+        return path
+
+    return write
+
+
+VARIANTS = {
+    "one matrix": {},
+    "an output of its own": {"tie_output": False},
+    "embeddings apart": {"share_embeddings": False},
+    "all apart": {"share_embeddings": False, "tie_output": False},
+    "two vocabularies": {"shared": False},
+    "two vocabularies, an output of its own": {"shared": False, "tie_output": False},
+    "wide feed-forward": {"dim_feedforward": 72, "num_heads": 2, "num_decoder_layers": 1},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_marian_says_what_we_say(options, tmp_path):
+    model = make(**options)
+    write_marian(model, tmp_path)
+    theirs, info = transformers.MarianMTModel.from_pretrained(tmp_path, output_loading_info=True)
+    theirs.eval()
+    reader = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    assert not any(info.values()), info
+
+    texts = [*SOURCES[:4], "an unseen word: ß", "two  spaces"]
+    inputs = reader(texts, return_tensors="pt", padding=True)
+    for ids, mask, ours in zip(
+        inputs.input_ids, inputs.attention_mask, model.tokenizer.encode_source(texts), strict=True
+    ):
+        assert ids[mask.bool()].tolist() == ours
+    tgt = torch.randint(4, model.hparams.vocab_size, (6, 9))
+    with torch.no_grad():
+        memory = model.network.encode(inputs.input_ids, inputs.attention_mask == 0)
+        logits = theirs(**inputs, decoder_input_ids=tgt).logits
+        torch.testing.assert_close(logits, model.network.decode(tgt, memory), atol=1e-5, rtol=0)
+
+    options = SearchOptions(beam_size=1, max_len_a=0, max_len_b=20)
+    generated = theirs.generate(**inputs, num_beams=1, max_length=21)
+    said = [model.tokenizer.decode(ids) for ids in generated.tolist()]
+    assert said == model.translate(texts, options=options)
+    assert len(set(said)) > 1, "always the same proves nothing"
+    for text, ids in zip(said, generated, strict=True):
+        if model.tokenizer.unk_id not in ids:  # which they leave out
+            assert text.strip() == reader.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("norm_first", True),
+        ("positions", "rotary"),
+        ("positions", "learned"),
+        ("cross_attention", "last_layer"),
+        ("scale_scores", False),
+    ],
+)
+def test_what_marian_has_not_is_refused(option, value, tmp_path):
+    with pytest.raises(ValueError, match=f"Marian has no {option}={value!r}"):
+        write_marian(make(**{option: value}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recurrent_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="this model is a RnnSeq2Seq; train a TransformerSeq2Seq"):
+        write_marian(make(cls=RnnSeq2Seq), tmp_path)
+
+
+# ---- the command ----
+
+
+def test_a_beam_finds_the_same(fitted, corpus, tmp_path):
+    texts = tmp_path / "texts"
+    texts.write_text("\n".join((corpus / "train.en").read_text().splitlines()[:40]))
+    litseq("export", "--ckpt", fitted.ckpt, "-o", tmp_path / "out", "--input", texts)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["sentences"] == report["equal_greedy"] == 40
+    assert report["ended_beam"] == report["equal_beam"] >= 20  # the model is hardly trained
+
+
+def test_the_command_writes_model_and_report(save, tmp_path):
+    model = make()
+    litseq("export", "--ckpt", save(model), "-o", tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["sentences"] == report["equal_greedy"] == 64
+    assert report["largest_logit_gap"] < 1e-5 < report["largest_logit"]
+    assert {path.name for path in tmp_path.iterdir()} == {"model.ckpt", "out"}
+    transformers.MarianMTModel.from_pretrained(tmp_path / "out")
+
+
+def test_a_wrong_export_is_not_kept(save, tmp_path, monkeypatch):
+    import litseq.export.marian as marian
+
+    monkeypatch.setattr(marian, "_halves", torch.arange)  # as if the order were ours
+    message = error_of("export", "--ckpt", save(make()), "-o", tmp_path / "out")
+    assert "differ from the checkpoint's by" in message
+    assert {path.name for path in tmp_path.iterdir()} == {"model.ckpt"}
+
+
+def test_other_ids_are_an_error(tmp_path):
+    model = make()
+    write_marian(model, tmp_path)
+    with pytest.raises(ValueError, match="sentence 2, 'a </s> b', has other ids in MarianToken"):
+        verify.compare_marian(model, tmp_path, texts=["one two", "a </s> b"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "."], ". exists; give a folder that does not, or remove it."),
+        (["-o", "no/such"], "there is no folder no to make such in."),
+        (["-o", "new", "--input", "none.txt"], "none.txt"),
+        (["-o", "new", "--input", "blank.txt"], "blank.txt holds no sentence to compare on."),
+        (["-o", "new", "--ckpt", "none.ckpt"], "no checkpoint at none.ckpt"),
+    ],
+)
+def test_bad_arguments(words, said, save, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blank.txt").write_text("\n \n")
+    before = ["--ckpt", str(save(make()))]
+    assert said in error_of("export", *before, *words)
+    assert not (tmp_path / "new").exists()
