@@ -69,7 +69,7 @@ def compare_marian(
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
         inputs = reader(batch, return_tensors="pt", padding=True)
-        padding = inputs.attention_mask == 0
+        memory = network.encode(inputs.input_ids, inputs.attention_mask == 0)
         for beam_size in equal:
             options = SearchOptions(
                 beam_size=beam_size, length_penalty=1.0, length_offset=0, max_len_a=0,
@@ -86,7 +86,6 @@ def compare_marian(
                 if beam_size == 1 or ended:
                     equal[beam_size] += text == tokenizer.decode(others)
             # teacher forcing along what it says itself, where it has to be right
-            memory = network.encode(inputs.input_ids, padding)
             logits = network.decode(generated, memory)
             difference = theirs(**inputs, decoder_input_ids=generated).logits - logits
             largest = max(largest, float(logits.abs().max()))
