@@ -19,7 +19,7 @@ class Words:
 
 def make(family):
     return Translator(
-        tiny_task(family).eval().double().network, Words(), pad_id=0, bos_id=2, eos_id=3
+        Words(), pad_id=0, bos_id=2, eos_id=3, model=tiny_task(family).eval().double().network
     )
 
 

@@ -515,7 +515,11 @@ class Seq2Seq(pl.LightningModule, ABC):
             return None
         h = self.hparams
         return Translator(
-            self._model(), tokenizer, pad_id=h["pad_id"], bos_id=h["bos_id"], eos_id=h["eos_id"]
+            tokenizer,
+            pad_id=h["pad_id"],
+            bos_id=h["bos_id"],
+            eos_id=h["eos_id"],
+            model=self._model(),
         )
 
     def translate(

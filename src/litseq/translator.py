@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -20,7 +21,7 @@ from litseq.losses import IGNORE
 from litseq.models.base import Seq2SeqModel
 from litseq.types import Batch, ScoredText, Translation, WordAlignment
 
-__all__ = ["TextDecoder", "Translator"]
+__all__ = ["TextDecoder", "TextTranslator", "Translator"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,52 +41,24 @@ class TextDecoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Translator:
-    """A model, a tokenizer and the ids that both mean by padding, beginning and end.
+class TextTranslator(ABC):
+    """A tokenizer, the ids that it means by padding, beginning and end, and a way to search.
 
     Attributes:
-        model: In evaluation mode, on the device of the batches.
         tokenizer: Turns target ids into text; a ``TranslationTokenizer`` reads raw text too.
         pad_id: Id of padding.
         bos_id: Id that begins every target.
         eos_id: Id that ends every source and target.
     """
 
-    model: Seq2SeqModel
     tokenizer: TextDecoder
     pad_id: int
     bos_id: int
     eos_id: int
 
-    @torch.inference_mode()
+    @abstractmethod
     def search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
-        """Finds the best outputs of a batch, n_best for each source, best first.
-
-        A batch that could take too much memory is searched in parts, one after another; the result
-        is that of the whole.
-        """
-        src, mask = batch["input_ids"], batch["attention_mask"]
-        ids: Sequence[int] = range(len(src))
-        if options.sample:
-            # a sentence draws the same sample whatever batch, or part, it is in
-            ids = batch["id"].tolist() if "id" in batch else ids
-            if options.seed is None:
-                options = replace(options, seed=int(torch.randint(2**62, ())))
-        found: list[list[Hypothesis]] = []
-        size = _rows_at_once(src.size(1), options)
-        for first in range(0, len(src), size):
-            part = slice(first, first + size)
-            found += generate(
-                self.model,
-                self.model.encode(src[part], mask[part] == 0),
-                src_lengths=mask[part].sum(1),
-                options=options,
-                bos_id=self.bos_id,
-                eos_id=self.eos_id,
-                suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
-                ids=ids[part],
-            )
-        return found
+        """Finds the best outputs of a batch, n_best for each source, best first."""
 
     def translate_batch(self, batch: Batch, options: SearchOptions) -> list[tuple[ScoredText, ...]]:
         """Translates a batch; n_best texts for each source, best first.
@@ -187,6 +160,47 @@ class Translator:
     def _ordinary(self, ids: Iterable[int]) -> list[int]:
         special = {self.pad_id, self.bos_id, self.eos_id, IGNORE}
         return [i for i in ids if i not in special]
+
+
+@dataclass(frozen=True)
+class Translator(TextTranslator):
+    """Searches with one of litseq's own models.
+
+    Attributes:
+        model: In evaluation mode, on the device of the batches.
+    """
+
+    model: Seq2SeqModel
+
+    @torch.inference_mode()
+    def search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
+        """Finds the best outputs of a batch, n_best for each source, best first.
+
+        A batch that could take too much memory is searched in parts, one after another; the result
+        is that of the whole.
+        """
+        src, mask = batch["input_ids"], batch["attention_mask"]
+        ids: Sequence[int] = range(len(src))
+        if options.sample:
+            # a sentence draws the same sample whatever batch, or part, it is in
+            ids = batch["id"].tolist() if "id" in batch else ids
+            if options.seed is None:
+                options = replace(options, seed=int(torch.randint(2**62, ())))
+        found: list[list[Hypothesis]] = []
+        size = _rows_at_once(src.size(1), options)
+        for first in range(0, len(src), size):
+            part = slice(first, first + size)
+            found += generate(
+                self.model,
+                self.model.encode(src[part], mask[part] == 0),
+                src_lengths=mask[part].sum(1),
+                options=options,
+                bos_id=self.bos_id,
+                eos_id=self.eos_id,
+                suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
+                ids=ids[part],
+            )
+        return found
 
 
 def _rows_at_once(src_len: int, options: SearchOptions) -> int:

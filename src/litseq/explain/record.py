@@ -91,7 +91,11 @@ def explain_translations(
     h: Any = module.hparams
     writer = _Writer(
         Translator(
-            module.network, module.tokenizer, pad_id=h.pad_id, bos_id=h.bos_id, eos_id=h.eos_id
+            module.tokenizer,
+            pad_id=h.pad_id,
+            bos_id=h.bos_id,
+            eos_id=h.eos_id,
+            model=module.network,
         ),
         module.tokenizer,
         _explainer(module.network, heads),

@@ -217,13 +217,16 @@ class TransformerState(DecoderState):
             None for a layer that never sees it.
         memory_mask: bool (B, 1, 1, S); True = may attend.
         past: Per layer, keys and values of the target so far, each float (B, H, t, d_k).
-        position: Number of target tokens read.
     """
 
     memory_keys_values: tuple[KeysValues | None, ...]
     memory_mask: Tensor
     past: tuple[KeysValues, ...]
-    position: int = 0
+
+    @property
+    def position(self) -> int:
+        """Number of target tokens read."""
+        return self.past[0][0].size(2)
 
 
 class Transformer(Seq2SeqModel):
@@ -417,7 +420,7 @@ class Transformer(Seq2SeqModel):
             x, seen = layer(x, source, state.memory_mask, before, rotation)
             past.append(seen)
         logits: Tensor = self.output(self.decoder_norm(x[:, 0]))
-        return logits, replace(state, past=tuple(past), position=state.position + 1)
+        return logits, replace(state, past=tuple(past))
 
 
 _POSITIONS: dict[
