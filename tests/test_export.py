@@ -65,6 +65,8 @@ VARIANTS = {
     "two vocabularies": {"shared": False},
     "two vocabularies, an output of its own": {"shared": False, "tie_output": False},
     "wide feed-forward": {"dim_feedforward": 72, "num_heads": 2, "num_decoder_layers": 1},
+    "gelu": {"activation": "gelu"},
+    "swish": {"activation": "swish"},
 }
 
 

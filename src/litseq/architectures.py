@@ -139,7 +139,8 @@ class TransformerSeq2Seq(Seq2Seq):
         dim_feedforward: Inner width of the feed-forward sub-layers.
         dropout: Dropout on each sub-layer's output and on the embeddings.
         attention_dropout: Dropout on attention weights.
-        activation_dropout: Dropout after the ReLU of the feed-forward sub-layers.
+        activation_dropout: Dropout after the activation of the feed-forward sub-layers.
+        activation: What stands between the two linear maps of a feed-forward sub-layer.
         norm_first: Layer norm before each sub-layer instead of after its residual.
         positions: Sinusoids or a learned vector per position, added to the embeddings; rotary,
             which turns the queries and keys of self-attention instead; or none.
@@ -163,6 +164,7 @@ class TransformerSeq2Seq(Seq2Seq):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
+        activation: Literal["relu", "gelu", "swish"] = "relu",
         norm_first: bool = False,
         positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal",
         max_positions: int = 1024,
@@ -188,6 +190,7 @@ class TransformerSeq2Seq(Seq2Seq):
             dropout=h.dropout,
             attention_dropout=h.attention_dropout,
             activation_dropout=h.activation_dropout,
+            activation=h.activation,
             norm_first=h.norm_first,
             positions=h.positions,
             max_positions=h.max_positions,

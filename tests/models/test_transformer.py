@@ -20,6 +20,8 @@ VARIANTS = {
     "paper": {},
     "norm_first": {"norm_first": True},
     "learned": {"positions": "learned"},
+    "gelu": {"activation": "gelu"},
+    "swish": {"activation": "swish", "norm_first": True},
     "separate": {"src_vocab_size": 17, "tie_output": False},
 }
 
@@ -61,11 +63,14 @@ def copy_layer(theirs, ours):
         getattr(theirs, f"norm{number}").load_state_dict(norm.state_dict())
 
 
-def test_logits_equal_torch_transformer(model, src, tgt, padding):
+def test_logits_equal_torch_transformer(model, src, tgt, padding, request):
+    name = request.node.callspec.params["model"].get("activation", "relu")
+    activation = nn.functional.silu if name == "swish" else name
     norm_first = model.encoder_layers[0].self_attn_residual.norm_first
     theirs = nn.Transformer(
-        D, H, 2, 3, 20, dropout=0.0, batch_first=True, norm_first=norm_first
-    ).double()
+        D, H, 2, 3, 20, dropout=0.0, batch_first=True, norm_first=norm_first,
+        activation=activation,
+    ).double()  # fmt: skip
     for ours, layer in zip(model.encoder_layers, theirs.encoder.layers, strict=True):
         copy_layer(layer, ours)
     for ours, layer in zip(model.decoder_layers, theirs.decoder.layers, strict=True):
@@ -261,6 +266,7 @@ def test_sharing_needs_one_vocabulary():
             {"positions": "rotary", "num_heads": 4},
             r"must be even for rotary positions, got 3; choose num_heads so that it is even",
         ),
+        ({"activation": "tanh"}, "activation must be one of relu, gelu, swish, got 'tanh'"),
         ({"cross_attention": "first"}, "cross_attention must be one of every_layer, last_layer"),
         ({"dropout": -0.1}, r"^dropout must be in \[0, 1\), got -0.1; 0 switches it off"),
         ({"attention_dropout": 1.0}, r"dropout on attention weights must be in \[0, 1\), got 1.0"),

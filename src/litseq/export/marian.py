@@ -176,7 +176,7 @@ def _config(model: Seq2Seq, network: Transformer) -> dict[str, Any]:
         "decoder_attention_heads": layer.self_attn.num_heads,
         "encoder_ffn_dim": layer.feed_forward.linear1.out_features,
         "decoder_ffn_dim": layer.feed_forward.linear1.out_features,
-        "activation_function": "relu",
+        "activation_function": options["activation"],
         "scale_embedding": True,
         "max_position_embeddings": MAX_POSITIONS,
         **{name: options[name] for name in ("dropout", "attention_dropout", "activation_dropout")},

@@ -26,6 +26,7 @@ from litseq.types import AttentionKind, DecoderState, Memory
 
 __all__ = ["Transformer", "TransformerState"]
 
+Activation = Literal["relu", "gelu", "swish"]
 CrossAttention = Literal["every_layer", "last_layer"]
 Positions = Literal["sinusoidal", "learned", "rotary", "none"]
 KeysValues = tuple[Tensor, Tensor]
@@ -33,10 +34,22 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with ReLU between them, the same at every position (section 3.3)."""
+    """Two linear maps with ReLU between them, the same at every position (section 3.3).
 
-    def __init__(self, d_model: int, dim_feedforward: int, *, dropout: float = 0.0) -> None:
+    In its place there may be GELU (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415) or
+    swish (Ramachandran et al. 2017, https://arxiv.org/abs/1710.05941), which torch calls SiLU.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        dim_feedforward: int,
+        *,
+        dropout: float = 0.0,
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
+        self.activation = _ACTIVATIONS[activation]
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.dropout = Dropout(dropout)
@@ -46,8 +59,15 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps float (B, T, D) to float (B, T, D)."""
-        y: Tensor = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        y: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
         return y
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swish": F.silu,
+}
 
 
 class Residual(nn.Module):
@@ -87,6 +107,7 @@ class EncoderLayer(nn.Module):
         dropout: float,
         attention_dropout: float,
         activation_dropout: float,
+        activation: Activation,
         norm_first: bool,
         scale_scores: bool,
     ) -> None:
@@ -98,7 +119,9 @@ class EncoderLayer(nn.Module):
             dropout=attention_dropout,
             scale_scores=scale_scores,
         )
-        self.feed_forward = FeedForward(d_model, dim_feedforward, dropout=activation_dropout)
+        self.feed_forward = FeedForward(
+            d_model, dim_feedforward, dropout=activation_dropout, activation=activation
+        )
         self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
 
@@ -135,6 +158,7 @@ class DecoderLayer(nn.Module):
         dropout: float,
         attention_dropout: float,
         activation_dropout: float,
+        activation: Activation,
         norm_first: bool,
         scale_scores: bool,
         cross_attention: bool,
@@ -152,7 +176,9 @@ class DecoderLayer(nn.Module):
 
         self.self_attn = attention("decoder")
         self.cross_attn = attention("cross") if cross_attention else None
-        self.feed_forward = FeedForward(d_model, dim_feedforward, dropout=activation_dropout)
+        self.feed_forward = FeedForward(
+            d_model, dim_feedforward, dropout=activation_dropout, activation=activation
+        )
         self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         if cross_attention:
             self.cross_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
@@ -249,7 +275,8 @@ class Transformer(Seq2SeqModel):
         src_vocab_size: Number of source tokens where the source has a vocabulary of its own.
         dropout: Dropout on each sub-layer's output and on the embeddings (section 5.4).
         attention_dropout: Dropout on attention weights.
-        activation_dropout: Dropout after the ReLU of the feed-forward sub-layers.
+        activation_dropout: Dropout after the activation of the feed-forward sub-layers.
+        activation: What stands between the two linear maps of a feed-forward sub-layer.
         norm_first: Layer norm before each sub-layer instead of after its residual.
         positions: Sinusoids or a learned vector per position, added to the embeddings; rotary,
             which turns the queries and keys of self-attention instead (Su et al. 2021,
@@ -280,6 +307,7 @@ class Transformer(Seq2SeqModel):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
+        activation: Activation = "relu",
         norm_first: bool = False,
         positions: Positions = "sinusoidal",
         max_positions: int = 1024,
@@ -300,6 +328,7 @@ class Transformer(Seq2SeqModel):
         )
         check_dropouts(dropout=dropout, activation_dropout=activation_dropout)
         for name, value, known in (
+            ("activation", activation, get_args(Activation)),
             ("positions", positions, get_args(Positions)),
             ("cross_attention", cross_attention, get_args(CrossAttention)),
         ):
@@ -334,6 +363,7 @@ class Transformer(Seq2SeqModel):
                     dropout=dropout,
                     attention_dropout=attention_dropout,
                     activation_dropout=activation_dropout,
+                    activation=activation,
                     norm_first=norm_first,
                     scale_scores=scale_scores,
                     **option,
