@@ -335,7 +335,7 @@ def test_refuses_an_incomplete_or_newer_state(shared):
         TranslationTokenizer.from_state_dict(
             {k: v for k, v in state.items() if k != "source_model"}
         )
-    with pytest.raises(ValueError, match="has tokenizer format 99, this litseq reads up to 1"):
+    with pytest.raises(ValueError, match="has tokenizer format 99, this litseq reads up to 2"):
         TranslationTokenizer.from_state_dict({**state, "format": 99})
 
 

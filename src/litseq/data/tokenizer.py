@@ -13,6 +13,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from litseq.data.piece_ids import NumberedProcessor, PieceIds
 from litseq.data.subword_sampling import SubwordSampler
 
 __all__ = ["ModelType", "Normalization", "TranslationTokenizer"]
@@ -25,7 +26,7 @@ _SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")
 # part of the result and must not follow the machine.
 _TRAINING_THREADS = 16
 _SPACE = "\u2581"
-_FORMAT = 1
+_FORMAT = 2  # 1 where SentencePiece's own ids are used, which former versions read too
 _SHARD_COMMON = "meta.pt"  # of a checkpoint in shards: all but the weights
 
 
@@ -41,6 +42,7 @@ class TranslationTokenizer:
         target_model: The target's model; None where one model serves both sides.
         src_lang: Name of the source language.
         tgt_lang: Name of the target language.
+        piece_ids: Which id a piece has, where that is not SentencePiece's number of it.
         origin: What error messages call the models, such as a file name.
 
     Raises:
@@ -54,15 +56,26 @@ class TranslationTokenizer:
         *,
         src_lang: str = "src",
         tgt_lang: str = "tgt",
+        piece_ids: PieceIds | None = None,
         origin: str = "the tokenizer",
     ) -> None:
         self.src_lang = src_lang
         self.tgt_lang = tgt_lang
-        self._source = _load_processor(source_model, origin)
-        self._target = (
+        self._models = (source_model,) if target_model is None else (source_model, target_model)
+        self._piece_ids = piece_ids
+        self._source: Any = _load_processor(source_model, origin)
+        self._target: Any = (
             self._source if target_model is None else _load_processor(target_model, origin)
         )
-        self._models = (source_model,) if target_model is None else (source_model, target_model)
+        if piece_ids is not None:
+            unk_id = piece_ids.unk_id
+            self._source = NumberedProcessor(self._source, piece_ids.source, unk_id)
+            self._target = NumberedProcessor(self._target, piece_ids.target, unk_id)
+            self.pad_id, self.unk_id = piece_ids.pad_id, unk_id
+            self.bos_id, self.eos_id = piece_ids.bos_id, piece_ids.eos_id
+            return
+        for processor in (self._source, self._target):
+            _check_special_ids(processor, origin)
         ids = _special_ids(self._source)
         if ids != _special_ids(self._target):
             raise ValueError(
@@ -133,8 +146,8 @@ class TranslationTokenizer:
 
     @property
     def shared(self) -> bool:
-        """Whether both sides use one model."""
-        return len(self._models) == 1
+        """Whether both sides have one vocabulary: a piece has the same id on either."""
+        return len(self._models) == 1 if self._piece_ids is None else self._piece_ids.shared
 
     @property
     def models(self) -> tuple[bytes, bytes]:
@@ -167,15 +180,17 @@ class TranslationTokenizer:
         digest = hashlib.sha256(b"litseq tokenizer 1")
         for model in self._models:
             digest.update(len(model).to_bytes(8, "big") + model)
+        if self._piece_ids is not None:
+            digest.update(json.dumps(self._piece_ids.as_dict()).encode())
         return digest.hexdigest()
 
     def encode_source(self, texts: Sequence[str]) -> list[list[int]]:
         """Cuts source texts into ids; each list ends with EOS."""
-        return _encode(self._source, texts)
+        return _encode(self._source, texts, self.eos_id)
 
     def encode_target(self, texts: Sequence[str]) -> list[list[int]]:
         """Cuts target texts into ids; each list ends with EOS."""
-        return _encode(self._target, texts)
+        return _encode(self._target, texts, self.eos_id)
 
     def sample_source(
         self,
@@ -204,7 +219,8 @@ class TranslationTokenizer:
         Source: Kudo (2018), https://arxiv.org/abs/1804.10959; Provilkov et al. (2020),
         https://arxiv.org/abs/1910.13267.
         """
-        return self._sample(self._source_sampler, texts, alpha, nbest_size, seed, streams)
+        sampler = self._source_sampler
+        return self._sample(self._source, sampler, texts, alpha, nbest_size, seed, streams)
 
     def sample_target(
         self,
@@ -216,7 +232,8 @@ class TranslationTokenizer:
         streams: Iterable[int] | None = None,
     ) -> list[list[int]]:
         """Cuts target texts at random, as ``sample_source`` does."""
-        return self._sample(self._target_sampler, texts, alpha, nbest_size, seed, streams)
+        sampler = self._target_sampler
+        return self._sample(self._target, sampler, texts, alpha, nbest_size, seed, streams)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Joins target ids to text. Special ids are left out; unknown ones print as " ⁇ "."""
@@ -242,7 +259,11 @@ class TranslationTokenizer:
             for name, model in zip(names, self._models, strict=False)
         }
         langs = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
-        return {"format": _FORMAT, "shared": self.shared, **langs, **models}
+        # "shared" says that there is one model, whatever the ids
+        state = {"format": 1, "shared": len(models) == 1, **langs, **models}
+        if self._piece_ids is None:
+            return state
+        return {**state, "format": _FORMAT, "piece_ids": self._piece_ids.as_dict()}
 
     @classmethod
     def from_state_dict(
@@ -271,6 +292,7 @@ class TranslationTokenizer:
             None if state["shared"] else _to_bytes(state["target_model"]),
             src_lang=state["src_lang"],
             tgt_lang=state["tgt_lang"],
+            piece_ids=_piece_ids(state, origin),
             origin=origin,
         )
 
@@ -282,15 +304,16 @@ class TranslationTokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = _file_names(self.shared)
+        names = _file_names(len(self._models) == 1)
         for name, model in zip(names, self._models, strict=True):
             (folder / name).write_bytes(model)
         about = {
-            "format": _FORMAT,
+            "format": 1 if self._piece_ids is None else _FORMAT,
             "models": names,
             "src_lang": self.src_lang,
             "tgt_lang": self.tgt_lang,
             "fingerprint": self.fingerprint,
+            **({} if self._piece_ids is None else {"piece_ids": self._piece_ids.as_dict()}),
         }
         (folder / "tokenizer.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -338,7 +361,13 @@ class TranslationTokenizer:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} is missing; save the tokenizer again.")
         models = [(folder / name).read_bytes() for name in names]
-        tokenizer = cls(*models, src_lang=langs[0], tgt_lang=langs[1], origin=str(folder))
+        tokenizer = cls(
+            *models,
+            src_lang=langs[0],
+            tgt_lang=langs[1],
+            piece_ids=_piece_ids(about, str(about_path)),
+            origin=str(folder),
+        )
         if tokenizer.fingerprint != expected:
             raise ValueError(
                 f"the models in {folder} have fingerprint {tokenizer.fingerprint[:12]}, but its "
@@ -348,16 +377,17 @@ class TranslationTokenizer:
 
     @cached_property
     def _source_sampler(self) -> SubwordSampler:
-        return SubwordSampler(self._source, self._models[0])
+        return SubwordSampler(_sentencepiece(self._source), self._models[0])
 
     @cached_property
     def _target_sampler(self) -> SubwordSampler:
-        if self.shared:
+        if len(self._models) == 1:
             return self._source_sampler
-        return SubwordSampler(self._target, self._models[-1])
+        return SubwordSampler(_sentencepiece(self._target), self._models[-1])
 
     def _sample(
         self,
+        processor: Any,  # noqa: ANN401 - untyped library
         sampler: SubwordSampler,
         texts: Sequence[str],
         alpha: float,
@@ -365,6 +395,9 @@ class TranslationTokenizer:
         seed: int,
         streams: Iterable[int] | None,
     ) -> list[list[int]]:
+        numbered = isinstance(processor, NumberedProcessor)
+        begun = [processor.begin(text) if numbered else ([], text) for text in texts]
+        texts = [rest for _, rest in begun]
         cuts = sampler(
             list(map(_one_line, texts)),
             alpha=alpha,
@@ -372,7 +405,9 @@ class TranslationTokenizer:
             seed=seed,
             streams=range(len(texts)) if streams is None else streams,
         )
-        return [[*ids, self.eos_id] for ids in cuts]
+        if numbered:
+            cuts = list(map(processor.renumber, cuts))
+        return [[*code, *ids, self.eos_id] for (code, _), ids in zip(begun, cuts, strict=True)]
 
     def _decode(self, processor: Any, ids: Iterable[int]) -> str:  # noqa: ANN401 - untyped library
         special = (self.pad_id, self.bos_id, self.eos_id)
@@ -398,7 +433,19 @@ def _one_line(text: str) -> str:
     return text.strip().replace("\n", " ")
 
 
-def _encode(processor: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
+def _piece_ids(values: Mapping[str, Any], origin: str) -> PieceIds | None:
+    if values.get("piece_ids") is None:
+        return None
+    return PieceIds.from_dict(values["piece_ids"], origin=origin)
+
+
+def _sentencepiece(processor: Any) -> Any:  # noqa: ANN401 - untyped library
+    return processor.processor if isinstance(processor, NumberedProcessor) else processor
+
+
+def _encode(processor: Any, texts: Sequence[str], eos_id: int) -> list[list[int]]:  # noqa: ANN401
+    if isinstance(processor, NumberedProcessor):
+        return [[*ids, eos_id] for ids in processor.encode(texts)]
     # One thread: callers that want more cores run more processes.
     ids: list[list[int]] = processor.encode(
         list(map(_one_line, texts)), add_eos=True, num_threads=1
@@ -421,6 +468,10 @@ def _load_processor(model: bytes, origin: str) -> Any:  # noqa: ANN401
         raise ValueError(
             f"{origin} is not a SentencePiece model ({len(model):,} bytes; {reason})."
         ) from error
+    return processor
+
+
+def _check_special_ids(processor: Any, origin: str) -> None:  # noqa: ANN401 - untyped library
     names = ("pad", "unk", "bos", "eos")
     missing = [name for name, i in zip(names, _special_ids(processor), strict=True) if i < 0]
     if missing:
@@ -428,7 +479,6 @@ def _load_processor(model: bytes, origin: str) -> Any:  # noqa: ANN401
             f"{origin} defines no {' and no '.join(missing)} piece; train it with --pad_id=0 "
             f"--unk_id=1 --bos_id=2 --eos_id=3."
         )
-    return processor
 
 
 def _check_user_symbols(symbols: Sequence[str]) -> None:
