@@ -18,6 +18,7 @@ COMMANDS = {
     "translate": ("--ckpt", "--input", "--output", "--format", "--n_best", "--beam_size", "--seed"),
     "average": ("paths", "--output", "--last"),
     "export": ("--ckpt", "--output", "--to", "--input"),
+    "import": ("folder", "--output", "--format", "--input"),
     "compare": (
         "paths",
         "--references",

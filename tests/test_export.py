@@ -148,7 +148,7 @@ def test_the_command_writes_model_and_report(save, tmp_path):
 def test_a_wrong_export_is_not_kept(save, tmp_path, monkeypatch):
     import litseq.export.marian as marian
 
-    monkeypatch.setattr(marian, "_halves", torch.arange)  # as if the order were ours
+    monkeypatch.setattr(marian, "halves", torch.arange)  # as if the order were ours
     message = error_of("export", "--ckpt", save(make()), "-o", tmp_path / "out")
     assert "differ from the checkpoint's by" in message
     assert {path.name for path in tmp_path.iterdir()} == {"model.ckpt"}

@@ -40,6 +40,7 @@ COMMANDS = {
     "compare": ("litseq.evaluation.command", "say whether one system is better than another"),
     "average": ("litseq.average", "average the weights of checkpoints into one"),
     "export": ("litseq.export.command", "write a checkpoint as another program reads it"),
+    "import": ("litseq.export.import_command", "make a checkpoint of another program's model"),
 }
 """Commands beside Lightning's own: name to module and help.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from litseq.data.piece_ids import NumberedProcessor, PieceIds
 from litseq.data.subword_sampling import SubwordSampler
 
-__all__ = ["ModelType", "Normalization", "TranslationTokenizer"]
+__all__ = ["ModelType", "Normalization", "TranslationTokenizer", "load_processor"]
 
 ModelType = Literal["bpe", "unigram", "char", "word"]
 Normalization = Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
@@ -63,9 +63,9 @@ class TranslationTokenizer:
         self.tgt_lang = tgt_lang
         self._models = (source_model,) if target_model is None else (source_model, target_model)
         self._piece_ids = piece_ids
-        self._source: Any = _load_processor(source_model, origin)
+        self._source: Any = load_processor(source_model, origin)
         self._target: Any = (
-            self._source if target_model is None else _load_processor(target_model, origin)
+            self._source if target_model is None else load_processor(target_model, origin)
         )
         if piece_ids is not None:
             unk_id = piece_ids.unk_id
@@ -457,7 +457,16 @@ def _special_ids(processor: Any) -> tuple[int, int, int, int]:  # noqa: ANN401
     return (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
 
 
-def _load_processor(model: bytes, origin: str) -> Any:  # noqa: ANN401
+def load_processor(model: bytes, origin: str) -> Any:  # noqa: ANN401
+    """Loads a SentencePiece model.
+
+    Args:
+        model: The serialized model.
+        origin: What error messages call it.
+
+    Raises:
+        ValueError: If it is none.
+    """
     processor = sentencepiece.SentencePieceProcessor()
     try:
         if not model:

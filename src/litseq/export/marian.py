@@ -20,20 +20,21 @@ from litseq.data.tokenizer import TranslationTokenizer
 from litseq.models.transformer import Transformer
 from litseq.task import Seq2Seq
 
-__all__ = ["MAX_POSITIONS", "check_exportable", "write_marian"]
+__all__ = ["ATTENTION", "MAX_POSITIONS", "NORMS", "generation", "halves", "write_marian"]
 
 MAX_POSITIONS = 1024
 """How long a sequence may be there; the table of position codes is as long as that."""
 
-_ATTENTION = {"self_attn": "self_attn", "cross_attn": "encoder_attn"}
-_NORMS = {
+# our name of a part of a layer to theirs
+ATTENTION = {"self_attn": "self_attn", "cross_attn": "encoder_attn"}
+NORMS = {
     "self_attn_residual.norm": "self_attn_layer_norm",
     "cross_attn_residual.norm": "encoder_attn_layer_norm",
     "feed_forward_residual.norm": "final_layer_norm",
 }
 
 
-def check_exportable(model: Seq2Seq) -> tuple[Transformer, TranslationTokenizer]:
+def _checked(model: Seq2Seq) -> tuple[Transformer, TranslationTokenizer]:
     """Returns the network and the tokenizer of a model that Marian can be.
 
     Raises:
@@ -80,12 +81,12 @@ def write_marian(model: Seq2Seq, folder: Path) -> None:
             "'litseq[huggingface]'.",
             name=error.name,
         ) from error
-    network, tokenizer = check_exportable(model)
+    network, tokenizer = _checked(model)
     weights = save(_weights(network), {"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
     for name, values in {
         "config.json": _config(model, network),
-        "generation_config.json": _generation(model),
+        "generation_config.json": generation(model),
         **_vocabularies(tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "MarianTokenizer",
@@ -124,13 +125,13 @@ def _weights(network: Transformer) -> dict[str, Tensor]:
 
 def _layer(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for kind in ("weight", "bias"):
-        for ours, theirs in _ATTENTION.items():
+        for ours, theirs in ATTENTION.items():
             if f"{ours}.in_proj_{kind}" not in state:  # the encoder has no cross-attention
                 continue
             for letter, part in zip("qkv", state[f"{ours}.in_proj_{kind}"].chunk(3), strict=True):
                 yield f"{theirs}.{letter}_proj.{kind}", _columns(part) if part.dim() > 1 else part
             yield f"{theirs}.out_proj.{kind}", _rows(state[f"{ours}.out_proj.{kind}"])
-        for ours, theirs in _NORMS.items():
+        for ours, theirs in NORMS.items():
             if f"{ours}.{kind}" in state:
                 yield f"{theirs}.{kind}", _rows(state[f"{ours}.{kind}"])
         inner = state[f"feed_forward.linear1.{kind}"]
@@ -138,19 +139,19 @@ def _layer(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield f"fc2.{kind}", _rows(state[f"feed_forward.linear2.{kind}"])
 
 
-def _halves(d_model: int) -> Tensor:
+def halves(d_model: int) -> Tensor:
     """Where Marian's dimensions stand with us: 0, 2, 4, ... (sines), then 1, 3, 5, ..."""
     return torch.arange(d_model).view(-1, 2).t().flatten()
 
 
 def _columns(weight: Tensor) -> Tensor:
     """Of a matrix that reads vectors of d_model, or holds them as its rows."""
-    return weight[:, _halves(weight.size(1))]
+    return weight[:, halves(weight.size(1))]
 
 
 def _rows(weight: Tensor) -> Tensor:
     """Of a matrix, bias or norm that writes vectors of d_model."""
-    return weight[_halves(weight.size(0))]
+    return weight[halves(weight.size(0))]
 
 
 def _is_one(network: Transformer) -> bool:
@@ -184,7 +185,7 @@ def _config(model: Seq2Seq, network: Transformer) -> dict[str, Any]:
     }
 
 
-def _generation(model: Seq2Seq) -> dict[str, Any]:
+def generation(model: Seq2Seq) -> dict[str, Any]:
     """How to search; the exponent means the same there where lengths are counted from 0."""
     options = model.hparams
     return {
@@ -192,7 +193,7 @@ def _generation(model: Seq2Seq) -> dict[str, Any]:
         "early_stopping": "never",  # before nothing better can come, as here
         "length_penalty": options["length_penalty"],
         "max_length": MAX_POSITIONS,
-        "bad_words_ids": [[options["pad_id"]], [options["bos_id"]]],
+        "bad_words_ids": [[i] for i in sorted({options["pad_id"], options["bos_id"]})],
         **_ids(model),
     }
 
