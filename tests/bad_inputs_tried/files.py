@@ -257,7 +257,7 @@ CASES = [
         "option",
         "an option that the model does not know",
         put("hyper_parameters", "old", value=1),
-        "unknown key 'old' of TransformerSeq2Seq; it has activation_dropout,",
+        "unknown key 'old' of TransformerSeq2Seq; it has activation, activation_dropout,",
     ),
     checkpoint(
         "options",
