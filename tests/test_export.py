@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
@@ -151,6 +152,20 @@ def test_a_wrong_export_is_not_kept(save, tmp_path, monkeypatch):
     monkeypatch.setattr(marian, "halves", torch.arange)  # as if the order were ours
     message = error_of("export", "--ckpt", save(make()), "-o", tmp_path / "out")
     assert "differ from the checkpoint's by" in message
+    assert {path.name for path in tmp_path.iterdir()} == {"model.ckpt"}
+
+
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        ("safetensors.torch", "an export to Marian needs safetensors, which is not installed: pip"),
+        ("transformers", "an export to Marian is compared by transformers, which is not installe"),
+    ],
+)
+def test_missing_packages_are_named(package, said, save, tmp_path, monkeypatch):
+    path = save(make())
+    monkeypatch.setitem(sys.modules, package, None)
+    assert said in error_of("export", "--ckpt", path, "-o", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"model.ckpt"}
 
 
