@@ -118,7 +118,7 @@ def test_we_say_what_marian_says(options, tmp_path):
 def test_padding_is_never_said_and_never_counts(tmp_path):
     make_folder(tmp_path / "opus", generation={"renormalize_logits": True, "length_penalty": 0.5})
     weights = safetensors.load_file(tmp_path / "opus/model.safetensors")
-    weights["final_logits_bias"][0, -1] = 3.0  # where there is something to share out
+    weights["final_logits_bias"][0, -1] = 6.0  # where there is something to share out
     safetensors.save_file(weights, tmp_path / "opus/model.safetensors", {"format": "pt"})
     ours = read_marian(tmp_path / "opus")
     assert ours.hparams.length_penalty == 0.5
@@ -128,8 +128,14 @@ def test_padding_is_never_said_and_never_counts(tmp_path):
     ended = [number for number, ids in enumerate(its) if ids[-1] == 0]
     assert [mine[i] for i in ended] == [its[i] for i in ended]
     assert len(ended) > 10
-    without = generate(other, reader, AWKWARD, renormalize_logits=False)
-    assert without != its, "there was nothing to share out"
+    inputs = reader(SOURCES, return_tensors="pt", padding=True)
+    tgt = torch.tensor([[38, 5, 7, 9]] * len(SOURCES))
+    with torch.no_grad():
+        logits = other(**inputs, decoder_input_ids=tgt).logits
+        memory = ours.network.encode(inputs.input_ids, inputs.attention_mask == 0)
+        log_probs = ours.network.decode(tgt, memory).log_softmax(-1)[..., :-1]
+    assert (logits.softmax(-1)[..., -1] > 0.1).any(), "there was nothing to share out"
+    torch.testing.assert_close(log_probs, logits[..., :-1].log_softmax(-1))
 
 
 def test_the_search_is_that_of_the_folder(tmp_path):
