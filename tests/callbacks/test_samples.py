@@ -189,10 +189,21 @@ def test_module_without_evaluation_is_told_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="litseq"):
         fit(tmp_path, TranslationSamples(), model=Plain(), max_epochs=3)
     assert [r.message for r in caplog.records if r.name.startswith("litseq")] == [
-        "TranslationSamples shows nothing: Plain has no litseq.evaluation.Evaluation as "
-        "`evaluation`; set it in on_validation_epoch_end."
+        "TranslationSamples shows nothing from here on: Plain has neither an `evaluation` nor a "
+        "predict_step that returns strings; add one of them, or give texts to a module that has "
+        "translate(texts)."
     ]
     assert not (tmp_path / "samples.tsv").exists()
+
+
+def test_evaluation_of_another_kind_is_told(tmp_path, caplog):
+    model = Plain()
+    model.evaluation = {"bleu": 1.0}
+    fit(tmp_path, TranslationSamples(), model=model)
+    assert [r.message for r in caplog.records if r.name.startswith("litseq")] == [
+        "TranslationSamples shows nothing from here on: `evaluation` of Plain is a dict, no "
+        "litseq.evaluation.Evaluation."
+    ]
 
 
 def test_nothing_is_written_outside_training(tmp_path):

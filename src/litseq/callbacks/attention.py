@@ -25,6 +25,7 @@ from litseq.callbacks.probes import (
     num_bytes,
     on_cpu,
     run_module,
+    sharding_of,
     unchanged,
     views,
 )
@@ -37,9 +38,6 @@ __all__ = ["AttentionLogger"]
 _log = logging.getLogger(__name__)
 
 Scalar = Literal["entropy", "confidence", "coverage", "diagonality", "agreement"]
-
-# Both Lightning packages have them; by name, one check serves both.
-_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
 
 _MAX_SAVED = 1 << 20  # bytes of sentences in a checkpoint
 
@@ -157,9 +155,8 @@ class AttentionLogger(Callback):
         folder = run_folder(trainer) / "attention"  # on every rank
         if self._disabled or not trainer.is_global_zero:
             return
-        sharding = {c.__name__ for c in type(trainer.strategy).__mro__} & _SHARDING
-        if sharding:
-            self._disable(f"{sharding.pop()} may shard parameters, which no rank has whole")
+        if sharding := sharding_of(trainer):
+            self._disable(f"{sharding} may shard parameters, which no rank has whole")
             return
         self._out = folder
         self._draws = importlib.util.find_spec("matplotlib") is not None

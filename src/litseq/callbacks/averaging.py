@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.swa_utils import AveragedModel
+
+from litseq.callbacks.probes import sharding_of
 
 __all__ = ["ExponentialAverage"]
 
@@ -68,15 +69,13 @@ class ExponentialAverage(EMAWeightAveraging):
         """
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+        if sharding_of(trainer) in ("FSDPStrategy", "ModelParallelStrategy"):
             raise ValueError(
                 f"{type(trainer.strategy).__name__} divides the weights among ranks, where they "
                 f"cannot be averaged; leave out {type(self).__name__}, or choose strategy ddp."
             )
-        if any(
-            isinstance(callback, ModelCheckpoint) and callback.save_weights_only
-            for callback in trainer.checkpoint_callbacks
-        ):
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        if any(getattr(callback, "save_weights_only", False) for callback in callbacks):
             _log.warning(
                 "a ModelCheckpoint with save_weights_only asks no callback and saves the raw "
                 "weights, not their average; leave save_weights_only out."
@@ -84,9 +83,12 @@ class ExponentialAverage(EMAWeightAveraging):
         self._device = trainer.strategy.root_device
         self._swapped = self._validating = False
         self._latest_update_step = 0  # of a former run, or of the checkpoint, which comes later
-        with warnings.catch_warnings():  # nothing is sharded here
-            warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
-            super().setup(trainer, pl_module, stage)
+        # Lightning's own looks first whether its own class's hook is overridden, and refuses a
+        # module of the other Lightning package
+        pl_module.configure_model()
+        self._average_model = AveragedModel(
+            pl_module, device=self._device, use_buffers=self._use_buffers, **self._kwargs
+        )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the average in place, unless it is there since the end of training."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any, Literal
 
@@ -14,15 +15,38 @@ from litseq.checkpoint_io import seal, unseal
 
 __all__ = ["BestCheckpoint", "SealedCheckpoint"]
 
+_log = logging.getLogger(__name__)
+
 
 class SealedCheckpoint(ModelCheckpoint):
     """What the checkpoints of both kinds share, beside Lightning's own.
 
     A folder of shards is whole only from the moment that all ranks have written their parts; and a
-    run goes on with its files where it lies now.
+    run goes on with its files where it lies now. They come behind all other callbacks, whose state
+    they save, in a Trainer of either Lightning package: each knows its own ``ModelCheckpoint``
+    alone.
     """
 
     _loaded_from: str | None = None
+    _place = 1  # among callbacks, whose place is 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes its place, and says what a Trainer does not do for it."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        # a new list, for whoever calls this hook is on its way through the old one
+        ordered = sorted(callbacks, key=lambda callback: getattr(callback, "_place", 0))
+        trainer.callbacks = ordered  # type: ignore[attr-defined]
+        if not isinstance(trainer, Trainer) and trainer.is_global_zero:
+            _log.warning(
+                "%s is no checkpoint callback to a Trainer of %s: ckpt_path 'best' and 'last' do "
+                "not find its files, give their paths; enable_checkpointing=False leaves out the "
+                "ModelCheckpoint that the Trainer adds.",
+                type(self).__name__,
+                type(trainer).__module__.partition(".")[0],
+            )
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if trainer.is_global_zero:

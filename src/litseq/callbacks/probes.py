@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -26,8 +26,11 @@ __all__ = [
     "choose_examples",
     "find_labels",
     "num_bytes",
+    "num_examples",
     "on_cpu",
     "run_module",
+    "sharding_of",
+    "texts_of",
     "unchanged",
     "views",
 ]
@@ -47,7 +50,7 @@ def choose_examples(batches: Sequence[Any], number: int) -> list[Any]:
         batches: The first batches of a validation, on the CPU.
         number: Examples wanted.
     """
-    sizes = [_num_examples(batch) for batch in batches]
+    sizes = [num_examples(batch) for batch in batches]
     places = [(b, row) for b, size in enumerate(sizes) for row in range(size)]
     if not all(sizes):
         return list(batches[:1])
@@ -57,7 +60,7 @@ def choose_examples(batches: Sequence[Any], number: int) -> list[Any]:
     return [_narrow(batches[b], sizes[b], index) for b, index in rows.items()]
 
 
-def _num_examples(batch: Any) -> int:  # noqa: ANN401
+def num_examples(batch: Any) -> int:  # noqa: ANN401 - anybody's
     """Rows of a batch; 0 where it cannot be known that the examples come first."""
     if _has_ids(batch):
         return len(batch["input_ids"])
@@ -74,12 +77,19 @@ def _num_examples(batch: Any) -> int:  # noqa: ANN401
 
 def _narrow(batch: Any, size: int, rows: Tensor) -> Any:  # noqa: ANN401
     def narrow(value: Any) -> Any:  # noqa: ANN401
-        fits = isinstance(value, Tensor) and value.dim() and len(value) == size
-        return value[rows] if fits else value
+        if isinstance(value, Tensor) and value.dim() and len(value) == size:
+            return value[rows]
+        if _are_strings(value) and len(value) == size:
+            return [value[row] for row in rows.tolist()]
+        return value
 
     if isinstance(batch, Mapping):
         return {name: narrow(value) for name, value in batch.items()}
     return type(batch)(map(narrow, batch))
+
+
+def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:  # noqa: ANN401
+    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
 
 
 def num_bytes(value: Any) -> float:  # noqa: ANN401 - any nesting
@@ -171,6 +181,51 @@ def on_cpu(batch: Any) -> Any:  # noqa: ANN401
     return apply_to_collection(batch, Tensor, lambda t: t.detach().to("cpu", copy=True))
 
 
+def sharding_of(trainer: Trainer) -> str:
+    """Name of a strategy that may leave no rank with whole parameters; empty for any other."""
+    # Both Lightning packages have them; by name, one check serves both.
+    return next((c.__name__ for c in type(trainer.strategy).__mro__ if c.__name__ in _SHARDING), "")
+
+
+_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
+
+
+def texts_of(batch: Any, number: int, *owners: object) -> tuple[list[str], list[str]]:  # noqa: ANN401
+    """Finds the raw texts of a batch.
+
+    Args:
+        batch: A batch on the CPU.
+        number: Examples of it.
+        owners: What may have a tokenizer as an attribute.
+
+    Returns:
+        Sources and references, ``number`` each: the batch's strings ``source`` and ``reference``,
+        or ``input_ids`` and ``labels``, decoded; empty where it has neither.
+    """
+    tokenizer: Any = next(
+        (t for t in _tokenizers(owners) if hasattr(t, "decode") and not isinstance(t, bytes)), None
+    )
+
+    def texts(name: str, ids_name: str, method: str) -> list[str]:
+        given = batch.get(name) if isinstance(batch, Mapping) else None
+        ids = batch.get(ids_name) if isinstance(batch, Mapping) else None
+        if _are_strings(given) and len(given) == number:
+            return list(given)
+        if tokenizer is None or not isinstance(ids, Tensor) or ids.shape[0] != number:
+            return [""] * number
+        decode = getattr(tokenizer, method, tokenizer.decode)
+        hidden = {"skip_special_tokens": True} if hasattr(tokenizer, "batch_decode") else {}
+        return [decode([i for i in row if i >= 0], **hidden) for row in ids.tolist()]
+
+    return texts("source", "input_ids", "decode_source"), texts("reference", "labels", "decode")
+
+
+def _tokenizers(owners: Sequence[object]) -> Iterator[Any]:
+    for owner in owners:
+        yield getattr(owner, "tokenizer", None)
+        yield from vars(owner).values() if hasattr(owner, "__dict__") else ()
+
+
 def find_labels(*owners: object) -> Labels:
     """Finds a tokenizer that can name its tokens.
 
@@ -181,14 +236,11 @@ def find_labels(*owners: object) -> Labels:
     Returns:
         A function that names tokens; without a tokenizer by their numbers.
     """
-    for owner in owners:
-        tokenizer = getattr(owner, "tokenizer", None)
-        others = vars(owner).values() if hasattr(owner, "__dict__") else ()
-        for candidate in (tokenizer, *others):
-            if hasattr(candidate, "source_pieces") and hasattr(candidate, "target_pieces"):
-                return _pieces(candidate)
-            if hasattr(candidate, "convert_ids_to_tokens"):
-                return _tokens(candidate)
+    for candidate in _tokenizers(owners):
+        if hasattr(candidate, "source_pieces") and hasattr(candidate, "target_pieces"):
+            return _pieces(candidate)
+        if hasattr(candidate, "convert_ids_to_tokens"):
+            return _tokens(candidate)
     return lambda ids, is_source: list(map(str, ids))
 
 

@@ -105,16 +105,15 @@ class RunCheckpoint(SealedCheckpoint):
 
     # ---- when to save
 
+    _place = 2  # behind BestCheckpoint too
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes its place behind all other callbacks, whose state it saves."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        # a new list, for whoever calls this hook is on its way through the old one
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
-        others = [callback for callback in callbacks if callback is not self]
-        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default; not a user's
+        # the default of either Lightning package; not a user's
+        if type(trainer.strategy.checkpoint_io).__name__ == TorchCheckpointIO.__name__:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         self._signal, self._due, self._saving, self._saved_batch = 0, False, False, -1
         self._loaded, self._went_on = None, False
@@ -307,7 +306,8 @@ class RunCheckpoint(SealedCheckpoint):
         if self._saved_batch > 0 and trainer.is_global_zero:
             _log.info("saved step %d: %s", trainer.global_step, self.best_model_path)
             environment = trainer._accelerator_connector.cluster_environment
-            if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            slurm = type(environment).__name__ == SLURMEnvironment.__name__  # of either package
+            if slurm and getattr(environment, "auto_requeue", False):
                 if self._signal == _SIGUSR1:
                     _requeue()
         raise StoppedError(130 if self._signal == signal.SIGINT else self.exit_code)
