@@ -33,7 +33,7 @@ from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, r_drop_loss,
 from litseq.models.base import Seq2SeqModel
 from litseq.schedules import Schedule, check_schedule, scheduler
 from litseq.translator import Translator
-from litseq.types import Batch, Translation
+from litseq.types import Batch, Translation, check_batch
 
 __all__ = ["Seq2Seq"]
 
@@ -52,7 +52,8 @@ class Seq2Seq(pl.LightningModule, ABC):
     """Trains, scores and decodes a sequence-to-sequence model.
 
     A batch is the mapping that Hugging Face collators produce: ``input_ids``, ``attention_mask``,
-    ``labels`` (-100 = padding), and optionally ``id``. Subclasses say which network it is: see
+    ``labels`` (-100 = padding), and optionally ``id``; whoever loads it. The first one of each kind
+    is checked. Subclasses say which network it is: see
     ``litseq.architectures`` for ours; your own takes a constructor and ``build_network``.
 
     Args:
@@ -151,6 +152,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         self._translations: list[Translation] = []
         self._num_examples = 0
         self._num_tokens: Tensor | None = None
+        self._checked: set[Split] = set()
         self.val_sums, self.test_sums = _token_sums(), _token_sums()
 
     # ---- the network ----
@@ -251,6 +253,18 @@ class Seq2Seq(pl.LightningModule, ABC):
         )
         return logits
 
+    def _check_first(self, batch: Batch, split: Split) -> None:
+        """Looks at the first batch of each kind: it may be anybody's."""
+        if split not in self._checked:
+            size, src_size = (self.hparams[name] for name in ("vocab_size", "src_vocab_size"))
+            check_batch(
+                batch,
+                src_vocab_size=src_size or size,
+                tgt_vocab_size=size,
+                labels=split != "predict",
+            )
+            self._checked.add(split)
+
     def _loss(self, batch: Batch) -> TokenLoss:
         logits = self(batch["input_ids"], batch["attention_mask"], batch["labels"])
         return token_loss(logits, batch["labels"], label_smoothing=self.hparams["label_smoothing"])
@@ -269,6 +283,7 @@ class Seq2Seq(pl.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the summed loss; ``on_before_optimizer_step`` divides by the tokens."""
+        self._check_first(batch, "train")
         r_drop = self.hparams["r_drop"]
         loss, nll, num_tokens = self._loss_of_two(batch, r_drop) if r_drop else self._loss(batch)
         self._num_tokens = num_tokens + (0 if self._num_tokens is None else self._num_tokens)
@@ -414,6 +429,7 @@ class Seq2Seq(pl.LightningModule, ABC):
                 "predict needs a tokenizer to turn ids into text; give the DataModule a "
                 "'tokenizer' attribute that has a decode method."
             )
+        self._check_first(batch, "predict")
         if _is_filler(batch):
             return []
         options = replace(self.search_options, attention=self.hparams["alignment"])
@@ -435,6 +451,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         sums.reset()
 
     def _evaluate(self, batch: Batch, split: Split, options: SearchOptions | None) -> None:
+        self._check_first(batch, split)
         if _is_filler(batch):
             return
         for name, total in self._loss(batch)._asdict().items():

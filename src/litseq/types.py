@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -18,6 +19,7 @@ __all__ = [
     "ScoredText",
     "Translation",
     "WordAlignment",
+    "check_batch",
 ]
 
 AttentionKind = Literal["encoder", "decoder", "cross"]
@@ -39,6 +41,61 @@ class Batch(TypedDict):
     attention_mask: Tensor
     labels: NotRequired[Tensor]
     id: NotRequired[Tensor]
+
+
+def check_batch(batch: object, *, src_vocab_size: int, tgt_vocab_size: int, labels: bool) -> None:
+    """Refuses, in one line, what a foreign loader yields and a model cannot read.
+
+    Args:
+        batch: What should be a ``Batch``.
+        src_vocab_size: Number of source tokens.
+        tgt_vocab_size: Number of target tokens.
+        labels: Whether there must be ``labels``.
+
+    Raises:
+        TypeError: If it is no mapping, or something in it is no tensor of whole numbers.
+        ValueError: If something is missing, the shapes do not fit, or an id is out of range.
+    """
+    wanted = ("input_ids", "attention_mask", *(("labels",) if labels else ()))
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"a batch must be a mapping with {', '.join(wanted)}, as Hugging Face's collators make "
+            f"it, got a {type(batch).__name__}; let the loader's collate_fn make one, such as "
+            f"litseq.data.collate."
+        )
+    for name in wanted:
+        if name not in batch:
+            raise ValueError(
+                f"a batch must have {', '.join(wanted)}, and {name} is missing among "
+                f"{', '.join(map(str, batch)) or 'nothing'}; let the loader's collate_fn add it."
+            )
+        value = batch[name]
+        if not isinstance(value, Tensor) or value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name} of a batch must be an int64 tensor, got {kind}.")
+        if value.dim() != 2 or len(value) != len(batch["input_ids"]):
+            raise ValueError(
+                f"{name} of a batch must be (B, length), one row for each of its sentences, got "
+                f"{tuple(value.shape)} beside input_ids {tuple(batch['input_ids'].shape)}."
+            )
+    if batch["attention_mask"].shape != batch["input_ids"].shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, got "
+            f"{tuple(batch['attention_mask'].shape)} and {tuple(batch['input_ids'].shape)}."
+        )
+    for name, size in (("input_ids", src_vocab_size), ("labels", tgt_vocab_size)):
+        if name not in wanted:
+            continue
+        ids = batch[name]
+        allowed = (ids >= 0) & (ids < size)
+        if name == "labels":
+            allowed |= ids == -100
+        if not bool(allowed.all()):
+            padding = ", and -100 where there is padding" if name == "labels" else ""
+            raise ValueError(
+                f"{name} of a batch must be from 0 to {size - 1}, the vocabulary's last id"
+                f"{padding}, got {int(ids[~allowed][0])}."
+            )
 
 
 def _take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any nesting of tuples
