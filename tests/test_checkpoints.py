@@ -421,7 +421,7 @@ def test_find_class():
     with pytest.raises(ValueError, match="TransformerSeq2Seq, which is no imported RnnSeq2Seq"):
         checkpoints.find_class(checkpoint, RnnSeq2Seq)
     checkpoint["litseq"]["class"] = "somebodys.Model"
-    with pytest.raises(ValueError, match=r"by --model somebodys\.Model"):
+    with pytest.raises(ValueError, match=r"by --allow_import somebodys\."):
         checkpoints.find_class(checkpoint, Seq2Seq)
 
 

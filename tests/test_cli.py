@@ -338,8 +338,20 @@ def test_own_classes(own, fitted, elsewhere):
     torch.save(checkpoint, elsewhere / "own.ckpt")
     assert error_of("test", "--ckpt_path", "own.ckpt") == (
         f"the checkpoint is a {name}, which is no imported Seq2Seq; import its module first, on "
-        f"the command line by --model {name}."
+        f"the command line by --allow_import {own}."
     )
+    # which is enough: the checkpoint says the rest
+    assert litseq("test", "--ckpt_path", "own.ckpt", "--allow_import", own).status == 0
+    out = litseq("translate", "--ckpt", "own.ckpt", "--allow_import", own, stdin=b"two\n").out
+    assert out.count("\n") == 1
+    for module, said in (
+        ("nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        (f"{own}.nothing", f"ModuleNotFoundError: No module named '{own}.nothing'; '{own}' is not"),
+    ):
+        words = ("--ckpt", "own.ckpt", "--allow_import", module)
+        assert error_of("translate", *words, stdin=b"two\n").startswith(
+            f"--allow_import {module}: {said}"
+        )
     words = ("-c", fitted.data, "-c", "own.yaml", "--allow_import", own)
     assert litseq("test", *words, "--ckpt_path", "own.ckpt").status == 0
     assert litseq("fit", *words).status == 0

@@ -298,7 +298,7 @@ def find_class(checkpoint: dict[str, Any], base: type[Module]) -> type[Module]:
     if name not in known:
         raise ValueError(
             f"the checkpoint is a {name}, which is no imported {base.__name__}; import its module "
-            f"first, on the command line by --model {name}."
+            f"first, on the command line by --allow_import {name.rpartition('.')[0]}."
         )
     return known[name]
 

@@ -23,7 +23,12 @@ import litseq.architectures  # noqa: F401 - its classes are then known by their 
 from litseq import checkpoints
 from litseq.callbacks import TranslationWriter
 from litseq.callbacks.idle import RefuseIdleRun
-from litseq.cli_imports import HELP, restrict_imports
+from litseq.cli_imports import (
+    HELP,
+    HELP_OF_CHECKPOINTS,
+    import_allowed,
+    restrict_imports,
+)
 from litseq.cli_messages import (
     COMMANDS,
     PrintableFormatter,
@@ -107,11 +112,14 @@ class Seq2SeqCLI(LightningCLI):
             return
         self._checkpoint = checkpoint = _reader(command)(path)
         defaults: dict[str, Any] = {}
+        # a class of the user's own, which the configuration names, and so imports
+        named = bool({"-c", "--config", "--model"} & given.keys())
+        if not named:
+            import_allowed()
         try:
             cls = checkpoints.find_class(checkpoint, Seq2Seq)  # type: ignore[type-abstract]
         except ValueError:
-            # a class of the user's own, which the configuration names, and so imports
-            if not {"-c", "--config", "--model"} & given.keys():
+            if not named:
                 raise
         else:
             defaults["model"] = {
@@ -250,8 +258,10 @@ def _run(words: list[str], *, explicit: bool) -> None:
     commands = [*Seq2SeqCLI.subcommands(), *COMMANDS]
     if words[0] in COMMANDS:
         module = import_module(COMMANDS[words[0]][0])
+        words = restrict_imports(words)
         parser = ArgumentParser(
             prog=f"litseq {words[0]}",
+            epilog=None if words[0] == "compare" else HELP_OF_CHECKPOINTS,
             description=(inspect.getdoc(module.main) or "").partition("\n\nArgs:")[0],
             **_PARSING,
         )
@@ -259,7 +269,9 @@ def _run(words: list[str], *, explicit: bool) -> None:
             module.declare(parser)
         else:
             parser.add_function_arguments(module.main, as_group=False, as_positional=False)
-        module.main(**parser.parse_args(words[1:]).as_dict())
+        given = parser.parse_args(words[1:]).as_dict()
+        import_allowed()
+        module.main(**given)
     elif words[0] in commands or words[0].startswith("-"):
         Seq2SeqCLI(words if explicit or len(sys.argv) < 2 else None)
     else:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib import import_module
 
 from jsonargparse import set_parsing_settings
 
-__all__ = ["FLAG", "HELP", "ROOTS", "import_flags", "restrict_imports"]
+__all__ = [
+    "FLAG",
+    "HELP",
+    "HELP_OF_CHECKPOINTS",
+    "ROOTS",
+    "import_allowed",
+    "import_flags",
+    "restrict_imports",
+]
 
 FLAG = "--allow_import"
 """Adds a package; stands on the command line alone, as often as needed."""
@@ -18,6 +27,11 @@ ROOTS = ("litseq", "lightning", "torch.nn", "torch.optim")
 HELP = (
     f"Configurations name classes of {', '.join(ROOTS)}; {FLAG} PACKAGE, as often as needed, lets "
     f"them name those of another package, such as your own, which is then imported."
+)
+
+HELP_OF_CHECKPOINTS = (
+    f"A checkpoint of a model of your own needs {FLAG} MODULE, the module of its class, which is "
+    f"then imported."
 )
 
 # jsonargparse's settings are those of the process, and an entry stays for ever
@@ -63,6 +77,27 @@ def restrict_imports(words: Iterable[str]) -> list[str]:
     )
     _added[:] = packages
     return rest
+
+
+def import_allowed() -> None:
+    """Imports what the newest command allows, so that checkpoints can be of its classes.
+
+    Raises:
+        ValueError: If there is no such module, or importing it fails.
+    """
+    for name in _added:
+        parent, _, last = name.rpartition(".")
+        try:
+            try:
+                import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name or not hasattr(import_module(parent or name), last):
+                    raise
+        except Exception as error:  # whatever is wrong with somebody's code
+            raise ValueError(
+                f"{FLAG} {name}: {type(error).__name__}: {error}; it must be importable from here, "
+                f"installed or in a folder of PYTHONPATH."
+            ) from error
 
 
 def import_flags() -> list[str]:

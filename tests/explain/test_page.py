@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from custom_models import CUSTOM, task_of
 from litseq import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
 from litseq.data import TranslationTokenizer
 from litseq.decoding import SearchOptions
@@ -73,6 +74,11 @@ def rnn_attention():
 @pytest.fixture(scope="module")
 def rnn():
     return record_of(RnnSeq2Seq, embedding_dim=6, hidden_size=10)
+
+
+@pytest.fixture(scope="module", params=CUSTOM)
+def custom(request):
+    return record_of(task_of(CUSTOM[request.param]), width=12, num_heads=3)
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +279,29 @@ def test_base_sized_page_stays_below_300_kb():
     assert [item["weights"]["shape"][0] for item in sentence["detail"]["attention"]] == [8] * 18
 
     assert len(render(record).encode()) <= 300_000
+
+
+@needs_chromium
+def test_model_of_ones_own_shows_what_can_be_seen(custom, opened):
+    architecture = custom["model"]["architecture"]
+    page = opened(custom)
+    sections = [section.get_attribute("id") for section in page.locator("main section").all()]
+    assert sections == list(SECTIONS[architecture])
+    for link in page.locator(".questions a").all():
+        assert link.get_attribute("href").removeprefix("#") in sections
+    grid = page.locator("#attention button.head")
+    assert grid.count() == (0 if architecture == "custom" else 3)
+    assert page.locator("#attention button.action").count() == 0  # nothing to work through
+    assert page.locator("#alignment svg").count() > 0 or architecture != "custom_cross"
+
+
+@needs_chromium
+def test_model_of_ones_own_whose_maps_do_not_fit(opened):
+    record = record_of(task_of(CUSTOM["custom_cross"]), width=12, num_heads=3)
+    record["sentences"][0] |= {"detail": {"attention": [], "heads": []}, "left_out": {"maps": 3}}
+    page = opened(record)
+    assert "3 heads were left out" in page.locator("#attention").inner_text()
+    assert "no attention over the source" in page.locator("#alignment").inner_text()
 
 
 def test_unknown_language_is_an_error(transformer):

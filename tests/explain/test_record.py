@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from litseq import RnnAttentionSeq2Seq, RnnSeq2Seq, Seq2Seq, TransformerSeq2Seq
+from custom_models import CUSTOM, task_of
+from litseq import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
 from litseq.attention import capture_attention
 from litseq.attention.words import word_numbers
 from litseq.data import TranslationTokenizer
@@ -17,7 +18,6 @@ from litseq.explain.forward import forward, watch
 from litseq.explain.record import explain_translations
 from litseq.explain.transformer import Head
 from litseq.layers.positions import sinusoids
-from litseq.models import Seq2SeqModel
 
 SOURCES = [
     "one red house", "two blue trees and a dog", "the cat", "three green houses", "a red dog sat",
@@ -735,18 +735,50 @@ def test_needs_a_tokenizer(one_vocabulary):
         explained(module)
 
 
-def test_knows_three_architectures(one_vocabulary):
-    class Other(Seq2SeqModel):
-        encode = decode = init_state = step = None
+@pytest.mark.parametrize("architecture", CUSTOM)
+def test_the_attention_of_a_model_of_ones_own(architecture, tokenizer):
+    module = make(task_of(CUSTOM[architecture]), tokenizer, width=12, num_heads=3)
+    record = explain_translations(module, [TEXT, "five cats"], options=OPTIONS)
+    assert record["model"]["architecture"] == architecture
+    for sentence in record["sentences"]:
+        src = torch.tensor(sentence["src"]["ids"])[None]
+        tgt_in = torch.tensor(sentence["tgt_in"]["ids"])[None]
+        maps = sentence["detail"]["attention"]
+        if architecture == "custom":
+            assert maps == []
+            continue
+        with torch.no_grad(), capture_attention(module.network) as expected:
+            module.network(src, src == -1, tgt_in)
+        assert [item["kind"] for item in maps] == [m.kind for m in expected]
+        for item, found in zip(maps, expected, strict=True):
+            weights = tensor_of(item["weights"]).double() / 255
+            torch.testing.assert_close(weights, found.weights[0].double(), atol=1 / 255, rtol=0)
+            assert len(item["summary"]["entropy"]) == 3
 
-    class OtherSeq2Seq(Seq2Seq):
-        def build_network(self, vocab_size, src_vocab_size):
-            return Other()
 
-    module = OtherSeq2Seq(vocab_size=9)
-    module.tokenizer = one_vocabulary
-    with pytest.raises(ValueError, match="no explanation of a Other; only of Transformer"):
-        explained(module)
+def test_time_steps_of_a_model_of_ones_own_are_joined(one_vocabulary):
+    class StepByStep(CUSTOM["custom_cross"]):
+        def decode(self, tgt_in, memory):
+            state, logits = self.init_state(memory), []
+            for token in tgt_in.T:
+                found, state = self.step(token, state)
+                logits.append(found)
+            return torch.stack(logits, 1)
+
+    modules = [
+        make(task_of(network), one_vocabulary, width=12, num_heads=3)
+        for network in (StepByStep, CUSTOM["custom_cross"])
+    ]
+    one, other = (explained(module)["detail"]["attention"] for module in modules)
+    assert [item["weights"]["shape"] for item in one] == [i["weights"]["shape"] for i in other]
+
+
+def test_maps_of_a_model_of_ones_own_that_do_not_fit_are_counted(one_vocabulary, monkeypatch):
+    monkeypatch.setattr("litseq.explain.record._LIMIT", 1)
+    sentence = explained(
+        make(task_of(CUSTOM["custom_cross"]), one_vocabulary, width=12, num_heads=3)
+    )
+    assert (sentence["detail"]["attention"], sentence["left_out"]) == ([], {"maps": 3})
 
 
 def test_notices_that_step_and_decode_disagree(one_vocabulary, monkeypatch):

@@ -128,7 +128,9 @@ class Room:
 class Explainer(Protocol):
     """Knows one architecture: what to watch in it, and what to make of that."""
 
-    architecture: str
+    @property
+    def architecture(self) -> str:
+        """Which page it makes, once all sentences are described."""
 
     def methods(self) -> Iterable[Method]:
         """What to watch."""

@@ -47,6 +47,18 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "caution",
     ),
     "rnn": ("overview", "tokens", "states", "context", "output", "beam"),
+    # models of somebody's own: with attention over the source, with other attention, with none
+    "custom_cross": (
+        "overview",
+        "tokens",
+        "attention",
+        "output",
+        "beam",
+        "alignment",
+        "caution",
+    ),
+    "custom_attention": ("overview", "tokens", "attention", "output", "beam", "caution"),
+    "custom": ("overview", "tokens", "output", "beam"),
 }
 
 _LONGEST_TABLE = 64
@@ -66,6 +78,9 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     ),
     "rnn_attention": (*_SHARED, "alignment.js", "recurrent.js", "main.js"),
     "rnn": (*_SHARED, "recurrent.js", "main.js"),
+    "custom_cross": (*_SHARED, "attention.js", "alignment.js", "main.js"),
+    "custom_attention": (*_SHARED, "attention.js", "alignment.js", "main.js"),
+    "custom": (*_SHARED, "main.js"),
 }
 
 

@@ -17,6 +17,7 @@ from litseq.attention.words import word_numbers
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import Hypothesis, SearchOptions
 from litseq.explain.arrays import Json, numbers, size
+from litseq.explain.custom import CustomExplainer
 from litseq.explain.forward import Explainer, Forward, Room, forward
 from litseq.explain.rnn import RnnExplainer
 from litseq.explain.rnn_attention import RnnAttentionExplainer
@@ -72,8 +73,8 @@ def explain_translations(
 
     Raises:
         ValueError: If there is no text, a text is blank or not UTF-8, the numbers of texts differ,
-            the module has no tokenizer, an unknown architecture or no such head, its weights are
-            damaged, or if teacher forcing finds another log-probability than the search.
+            the module has no tokenizer or no such head, its weights are damaged, or if teacher
+            forcing finds another log-probability than the search.
     """
     _check_texts(texts, translations, references)
     if max_src_len < 2:
@@ -120,6 +121,7 @@ def explain_translations(
     return {
         "format": FORMAT,
         "litseq": litseq.__version__,
+        # a model of somebody's own is known only now
         "model": _model(module, writer.explainer.architecture),
         "search": {
             "beam_size": writer.options.beam_size,
@@ -156,11 +158,6 @@ def _check_texts(
 def _explainer(network: Seq2SeqModel, heads: Sequence[Head]) -> Explainer:
     if isinstance(network, Transformer):
         return TransformerExplainer(network, heads)
-    if not isinstance(network, (Rnn, RnnAttention)):
-        raise ValueError(
-            f"there is no explanation of a {type(network).__name__}; only of Transformer, "
-            f"RnnAttention and Rnn."
-        )
     if heads:
         raise ValueError(
             f"only a Transformer has heads, got {heads[0]} for {type(network).__name__}; leave "
@@ -168,7 +165,9 @@ def _explainer(network: Seq2SeqModel, heads: Sequence[Head]) -> Explainer:
         )
     if isinstance(network, RnnAttention):
         return RnnAttentionExplainer(network)
-    return RnnExplainer(network)
+    if isinstance(network, Rnn):
+        return RnnExplainer(network)
+    return CustomExplainer(network)
 
 
 def _whole_beam(options: SearchOptions) -> SearchOptions:

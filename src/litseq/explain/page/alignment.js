@@ -15,8 +15,12 @@ function crossWeights(detail, layer, head) {
   );
 }
 
+const hasCross = (detail) =>
+  detail.weights || detail.attention?.some((item) => item.kind === "cross");
+
 parts.alignment = function drawAlignment(sentence) {
   const { detail } = sentence;
+  if (!hasCross(detail)) return [note("alignment.none")];
   const chosen = state.alignment;
   const [rows, columns] = sides.cross(sentence);
   const box = h("div", {});
@@ -127,8 +131,7 @@ parts.caution = function drawCaution(sentence) {
       h("a", { href: link, rel: "noreferrer" }, link.replace("https://", "")),
     )));
   const parts = [papers];
-  const hasCross = detail.weights || detail.attention?.some((item) => item.kind === "cross");
-  if (without.length > 0 && hasCross) {
+  if (without.length > 0 && hasCross(detail)) {
     const weights = crossWeights(detail, -1, -1);
     const received = sentence.src.tokens.map((_, s) => sum(weights.map((row) => row[s])));
     const lost = without.map((logProb) => (logProb === null ? null : sentence.log_prob - logProb));

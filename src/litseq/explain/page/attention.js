@@ -45,6 +45,10 @@ const FIGURES = [
 
 parts.attention = function drawAttention(sentence) {
   const { detail } = sentence;
+  const leftOut = sentence.left_out?.maps
+    ? note("attention.left_out", { count: String(sentence.left_out.maps) })
+    : null;
+  if (detail.attention.length === 0) return [leftOut];
   const kinds = kindsOf(detail);
   const chosen = state.map;
   if (!kinds.includes(chosen.kind)) {
@@ -52,6 +56,7 @@ parts.attention = function drawAttention(sentence) {
     const first = detail.heads[defaultHead(detail)] ?? { kind: kinds.at(-1), layer: 0, head: 0 };
     Object.assign(chosen, { kind: first.kind, layer: first.layer, head: first.head });
   }
+  const worked = document.getElementById("head") !== null; // models of one's own have no such section
   const grid = h("div", { class: "grid-of-heads" });
   const large = h("div", { class: "large" });
   const about = h("p", { class: "about" });
@@ -152,12 +157,12 @@ parts.attention = function drawAttention(sentence) {
           h("p", { class: "axis" }, tell(`kind.${item.kind}_lines`)),
         )),
       h("div", { class: "actions" },
-        h(
+        worked ? h(
           "button",
           { type: "button", class: "action", disabled: exact < 0, onclick: () => work(exact) },
           tell("attention.work_out"),
-        ),
-        exact < 0 ? note("attention.not_kept") : null,
+        ) : null,
+        worked && exact < 0 ? note("attention.not_kept") : null,
         asTable(
           {
             caption: name,
@@ -224,11 +229,8 @@ parts.attention = function drawAttention(sentence) {
     norms ? note("attention.norms_text") : null,
     about, grid, note("attention.grid"), large,
     summaryBox, note("attention.summary_text"),
-    note("attention.steps"),
-    sentence.left_out?.maps ? note(
-      "attention.left_out",
-      { count: String(sentence.left_out.maps) },
-    ) : null,
+    worked ? note("attention.steps") : null,
+    leftOut,
   ];
 };
 

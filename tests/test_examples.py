@@ -1,0 +1,91 @@
+"""Each example in a process of its own, and what it leaves."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import DATA
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = {
+    "attention_in_your_project": [],
+    "hugging_face_model": ["8"],
+    "foreign_datamodule": ["1"],
+    "sweep": ["4"],
+}
+
+
+def run(*words, folder, stdin=""):
+    outcome = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=folder, input=stdin, capture_output=True, text=True
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout
+
+
+def test_every_example_is_tested():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, "custom_model"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_example_runs(name, tmp_path):
+    if name == "hugging_face_model":
+        pytest.importorskip("transformers")
+    out = run(EXAMPLES / f"{name}.py", *SCRIPTS[name], folder=tmp_path)
+    run_folder = tmp_path / "lightning_logs" / name / "version_0"
+    if name == "attention_in_your_project":
+        pictures = [path.name for path in (run_folder / "attention" / "cross.0").iterdir()]
+        assert len(pictures) == 2 * 6  # sentences, epochs
+        # the last of them has learned to turn digits around
+        assert float(out.split()[1]) < 0.1
+    elif name == "hugging_face_model":
+        header, *rows = (run_folder / "samples.tsv").read_text("utf-8").splitlines()
+        assert header.startswith("step\tid\tsource\treference\thypothesis")
+        assert [row.split("\t")[0] for row in rows] == ["8"] * 3
+        with (run_folder / "metrics.csv").open() as file:
+            assert "val_loss" in next(csv.reader(file))
+    elif name == "foreign_datamodule":
+        assert "hello -> " in out
+        assert "exact match" in out
+    else:
+        lines = [line for line in out.splitlines() if line.startswith("val/nll")]
+        assert len(lines) == 4
+        assert lines == sorted(lines)
+        assert len(list((tmp_path / "lightning_logs" / "sweep").iterdir())) == 4
+
+
+def test_a_model_of_ones_own_has_every_command(corpus, data_options, tmp_path):
+    config = tmp_path / "data.yaml"
+    config.write_text(DATA.format(corpus=corpus, cache_dir=data_options["cache_dir"]))
+    (tmp_path / "custom_model.py").write_text((EXAMPLES / "custom_model.py").read_text())
+    command = ("-m", "litseq")
+    own = ("--allow_import", "custom_model")
+    run(
+        *command, "fit", "-c", config, *own, "--model", "custom_model.GruSeq2Seq",
+        "--model.width", "24", "--model.lr", "0.02", "--model.warmup_steps", "10",
+        "--trainer.max_epochs", "3", folder=tmp_path,
+    )  # fmt: skip
+    found = tmp_path / "runs" / "tiny" / "version_0"
+    ckpt = found / "checkpoints" / "last.ckpt"
+    assert "exact match" in run(*command, "test", *own, "--ckpt_path", ckpt, folder=tmp_path)
+    run(*command, "predict", *own, "--ckpt_path", ckpt, folder=tmp_path)
+    sources, predictions = (
+        (path).read_text("utf-8").splitlines()
+        for path in (found / "test" / "sources.txt", found / "predictions.txt")
+    )
+    assert len(set(predictions)) > 5  # it has learned to tell sources apart
+    words = (*command, "translate", *own, "--ckpt", ckpt)
+    out = run(*words, folder=tmp_path, stdin="".join(f"{line}\n" for line in sources))
+    assert out.splitlines() == predictions
+    run(*command, "explain", *own, "--ckpt", ckpt, "red house", folder=tmp_path)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert 'id="alignment"' in page
+
+
+def test_the_contract_takes_less_than_sixty_lines():
+    text = (EXAMPLES / "custom_model.py").read_text()
+    code = text.split('"""', 2)[2]
+    assert len([line for line in code.splitlines() if line.strip()]) < 60
