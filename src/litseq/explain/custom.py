@@ -51,7 +51,8 @@ class CustomExplainer:
             for place, weights in self._maps(seen).items()
             if weights.shape[1:] == sides[place[0]]
         }
-        maps, left_out = [], 0
+        maps: list[Json] = []
+        left_out = 0
         for (kind, layer), weights in reversed(found.items()):
             item = {
                 "kind": kind,
