@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from bad_inputs_tried.case import World, run
 from bad_inputs_tried.table import CASES
 from command_line import error_of, litseq
+from litseq import Seq2Seq
 
 
 def left_behind(folder):
@@ -188,7 +189,9 @@ def test_a_file_in_another_folder_is_named_as_given(fitted, elsewhere):
 
 
 def test_no_model(fitted, elsewhere):
-    models = "RnnAttentionSeq2Seq | RnnSeq2Seq | TransformerSeq2Seq"
+    ours = {"RnnAttentionSeq2Seq", "RnnSeq2Seq", "TransformerSeq2Seq"}
+    loaded = {cls.__name__ for cls in Seq2Seq.__subclasses__() if "litseq." not in cls.__module__}
+    models = " | ".join(sorted(ours | loaded))  # other tests in this process have their own
     expected = f"no model given; name a configuration with -c, or --model {models}."
     assert error_of("fit") == expected
     assert error_of("fit", "-c", fitted.data, "--model.lr", "1") == expected

@@ -118,5 +118,5 @@ def test_keys_of_other_classes_are_listed():
         "Problem with given class_path 'litseq.TranslationSamples':\n  Option 'zzz' is not accepted"
     )
     assert explain(message, ["fit"]) == (
-        "unknown key 'zzz' of TranslationSamples; it has max_rows, num_samples."
+        "unknown key 'zzz' of TranslationSamples; it has max_rows, num_samples, texts."
     )

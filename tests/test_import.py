@@ -427,7 +427,7 @@ def test_training_goes_on(separate, tmp_path):
     model = Seq2Seq.load_from_checkpoint(tmp_path / "model.ckpt", hparams=hparams).train()
     before = {name: weight.clone() for name, weight in model.network.named_parameters()}
     trainer = pl.Trainer(
-        max_steps=20, accelerator="cpu", logger=False, enable_checkpointing=False,
+        max_steps=40, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, default_root_dir=tmp_path,
     )  # fmt: skip
     [first] = trainer.validate(model, data, verbose=False)
