@@ -1,9 +1,7 @@
 """SentencePiece for both sides of a translation pair, as one object that fits into a checkpoint."""
 
 import hashlib
-import io
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +13,13 @@ from torch import Tensor
 
 from litseq.data.piece_ids import NumberedProcessor, PieceIds
 from litseq.data.subword_sampling import SubwordSampler
+from litseq.data.tokenizer_training import check_user_symbols, one_line, train_model
 
 __all__ = ["ModelType", "Normalization", "TranslationTokenizer", "load_processor"]
 
 ModelType = Literal["bpe", "unigram", "char", "word"]
 Normalization = Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
 
-_SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")
-# SentencePiece's own default. The unigram trainer adds up its counts per thread, so the number is
-# part of the result and must not follow the machine.
-_TRAINING_THREADS = 16
 _SPACE = "\u2581"
 _FORMAT = 2  # 1 where SentencePiece's own ids are used, which former versions read too
 _SHARD_COMMON = "meta.pt"  # of a checkpoint in shards: all but the weights
@@ -134,12 +129,12 @@ class TranslationTokenizer:
             "normalization_rule_name": normalization,
             "hard_vocab_limit": model_type != "char",
         }
-        _check_user_symbols(user_symbols)
+        check_user_symbols(user_symbols)
         if shared:
-            models = [_train_model(_chain(sources, targets), f"{src_lang} and {tgt_lang}", options)]
+            models = [train_model(_chain(sources, targets), f"{src_lang} and {tgt_lang}", options)]
         else:
             models = [
-                _train_model(texts, lang, options)
+                train_model(texts, lang, options)
                 for texts, lang in ((sources, src_lang), (targets, tgt_lang))
             ]
         return cls(*models, src_lang=src_lang, tgt_lang=tgt_lang)
@@ -399,7 +394,7 @@ class TranslationTokenizer:
         begun = [processor.begin(text) if numbered else ([], text) for text in texts]
         texts = [rest for _, rest in begun]
         cuts = sampler(
-            list(map(_one_line, texts)),
+            list(map(one_line, texts)),
             alpha=alpha,
             nbest_size=nbest_size,
             seed=seed,
@@ -427,12 +422,6 @@ def _chain(*parts: Iterable[str]) -> Iterator[str]:
         yield from part
 
 
-def _one_line(text: str) -> str:
-    # SentencePiece trims U+0020 alone; an ideographic or no-break space would pass for a text. Its
-    # training reads lines, so a line feed has no piece.
-    return text.strip().replace("\n", " ")
-
-
 def _piece_ids(values: Mapping[str, Any], origin: str) -> PieceIds | None:
     if values.get("piece_ids") is None:
         return None
@@ -447,9 +436,7 @@ def _encode(processor: Any, texts: Sequence[str], eos_id: int) -> list[list[int]
     if isinstance(processor, NumberedProcessor):
         return [[*ids, eos_id] for ids in processor.encode(texts)]
     # One thread: callers that want more cores run more processes.
-    ids: list[list[int]] = processor.encode(
-        list(map(_one_line, texts)), add_eos=True, num_threads=1
-    )
+    ids: list[list[int]] = processor.encode(list(map(one_line, texts)), add_eos=True, num_threads=1)
     return ids
 
 
@@ -488,62 +475,6 @@ def _check_special_ids(processor: Any, origin: str) -> None:  # noqa: ANN401 - u
             f"{origin} defines no {' and no '.join(missing)} piece; train it with --pad_id=0 "
             f"--unk_id=1 --bos_id=2 --eos_id=3."
         )
-
-
-def _check_user_symbols(symbols: Sequence[str]) -> None:
-    for symbol in symbols:
-        if not symbol.strip():
-            raise ValueError(f"user_symbols must not be empty, got {symbol!r}.")
-        if symbol in _SPECIAL_PIECES:
-            raise ValueError(f"user_symbols must not hold {symbol!r}: it names a special piece.")
-    twice = sorted({symbol for symbol in symbols if symbols.count(symbol) > 1})
-    if twice:
-        raise ValueError(f"user_symbols holds {', '.join(map(repr, twice))} more than once.")
-
-
-def _train_model(texts: Iterable[str], language: str, options: Mapping[str, Any]) -> bytes:
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=map(_one_line, texts),
-            model_writer=model,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            num_threads=_TRAINING_THREADS,
-            max_sentence_length=65_536,  # bytes; the library's 4192 would skip long lines unseen
-            minloglevel=3,
-            **options,
-        )
-    except RuntimeError as error:
-        raise ValueError(_explain(str(error), language, options)) from error
-    return model.getvalue()
-
-
-def _explain(message: str, language: str, options: Mapping[str, Any]) -> str:
-    """Says in one line what SentencePiece's trainer complained about, and what to do."""
-    vocab_size = options["vocab_size"]
-    if found := re.search(r"Vocabulary size too high .*<= (\d+)", message):
-        return (
-            f"vocab_size={vocab_size} is too large for the {language} training text; "
-            f"set it to at most {found[1]} for this corpus."
-        )
-    if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
-        return (
-            f"vocab_size={found[1]} is smaller than the {found[2]} single characters and special "
-            f"pieces of the {language} training text; raise vocab_size to at least {found[2]} or "
-            f"lower character_coverage={options['character_coverage']}."
-        )
-    if "character_coverage()" in message:
-        return (
-            f"character_coverage must lie between 0.98 and 1, got {options['character_coverage']}."
-        )
-    if "sentences_.empty()" in message or "all_chars_count" in message:
-        return f"the {language} training text is empty: there is nothing to train a tokenizer on."
-    if "insert_id" in message:
-        return f"vocab_size={vocab_size} leaves no room beside the four special pieces; raise it."
-    return f"SentencePiece could not be trained on the {language} text: {' '.join(message.split())}"
 
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
