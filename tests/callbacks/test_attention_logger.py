@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
 from litseq.attention import Seen, capture_attention
 from litseq.callbacks import AttentionLogger
-from litseq.callbacks.probes import choose_examples, find_labels, run_module, views
+from litseq.callbacks.examples import choose_examples
+from litseq.callbacks.probes import find_labels, run_module, views
 
 pytest.importorskip("matplotlib")
 

@@ -9,21 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, get_args
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from litseq.attention import Reader, capture_attention
 from litseq.attention.summaries import summarize
+from litseq.callbacks.examples import choose_examples, keep_batch, savable
 from litseq.callbacks.outputs import run_folder
 from litseq.callbacks.probes import (
     Labels,
     View,
-    choose_examples,
     find_labels,
-    num_bytes,
-    on_cpu,
     run_module,
     sharding_of,
     unchanged,
@@ -38,8 +35,6 @@ __all__ = ["AttentionLogger"]
 _log = logging.getLogger(__name__)
 
 Scalar = Literal["entropy", "confidence", "coverage", "diagonality", "agreement"]
-
-_MAX_SAVED = 1 << 20  # bytes of sentences in a checkpoint
 
 _P = ParamSpec("_P")
 
@@ -200,10 +195,7 @@ class AttentionLogger(Callback):
         """Keeps the first batches of the first validation, the sanity check included."""
         if self._out is None or self._batches or self.texts or dataloader_idx:
             return
-        if len(self._seen) < self.num_samples:
-            # A normal tensor of its own: it will be used outside of inference mode.
-            with torch.inference_mode(False):
-                self._seen.append(on_cpu(batch))
+        keep_batch(self._seen, batch, most=self.num_samples)
 
     @_guarded
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -388,7 +380,7 @@ class AttentionLogger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The sentences, where a checkpoint can hold them."""
-        return {"batches": self._batches if num_bytes(self._batches) <= _MAX_SAVED else []}
+        return {"batches": savable(self._batches)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the sentences of the checkpoint, unless there are texts."""

@@ -1,111 +1,36 @@
-"""Probe sentences: a few examples of any module's batches, run, and seen token by token."""
+"""Probe sentences: examples of any module, run as if nothing were, and seen token by token."""
 
 from __future__ import annotations
 
 import inspect
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from litseq.attention import AttentionMap, AttentionMaps
+from litseq.callbacks.examples import find_tokenizers, has_ids, tensors_of
 from litseq.losses import IGNORE
 from litseq.types import AttentionKind
 
 __all__ = [
     "Labels",
     "View",
-    "choose_examples",
     "find_labels",
-    "num_bytes",
-    "num_examples",
-    "on_cpu",
     "run_module",
     "sharding_of",
-    "texts_of",
     "unchanged",
     "views",
 ]
 
 Labels = Callable[[list[int], bool], Sequence[str]]
 """Turns ids into what is written on an axis; the second argument: whether they are the source's."""
-
-
-def choose_examples(batches: Sequence[Any], number: int) -> list[Any]:
-    """Takes examples spread evenly over batches.
-
-    Batches are narrowed to the chosen rows if they have ``input_ids`` (B, S), or if all tensors of
-    a plain dict, list or tuple have as many rows, and not as many columns too. Of any other batch
-    nobody knows whether its examples come first: the first one is taken whole.
-
-    Args:
-        batches: The first batches of a validation, on the CPU.
-        number: Examples wanted.
-    """
-    sizes = [num_examples(batch) for batch in batches]
-    places = [(b, row) for b, size in enumerate(sizes) for row in range(size)]
-    if not all(sizes):
-        return list(batches[:1])
-    number = min(number, len(places))
-    chosen = [places[(2 * i + 1) * len(places) // (2 * number)] for i in range(number)]
-    rows = {b: torch.tensor([row for c, row in chosen if c == b]) for b, _ in chosen}
-    return [_narrow(batches[b], sizes[b], index) for b, index in rows.items()]
-
-
-def num_examples(batch: Any) -> int:  # noqa: ANN401 - anybody's
-    """Rows of a batch; 0 where it cannot be known that the examples come first."""
-    if _has_ids(batch):
-        return len(batch["input_ids"])
-    if type(batch) not in (dict, list, tuple) or num_bytes(batch) == math.inf:
-        return 0
-    parts = list(batch.values() if isinstance(batch, dict) else batch)
-    tensors = [part for part in parts if isinstance(part, Tensor) and part.dim()]
-    if any(len(list(_tensors(part))) for part in parts if not isinstance(part, Tensor)):
-        return 0  # deeper ones may be examples themselves
-    first = {t.size(0) for t in tensors}
-    second = {t.size(min(1, t.dim() - 1)) for t in tensors}
-    return first.pop() if len(first) == 1 < len(second) else 0
-
-
-def _narrow(batch: Any, size: int, rows: Tensor) -> Any:  # noqa: ANN401
-    def narrow(value: Any) -> Any:  # noqa: ANN401
-        if isinstance(value, Tensor) and value.dim() and len(value) == size:
-            return value[rows]
-        if _are_strings(value) and len(value) == size:
-            return [value[row] for row in rows.tolist()]
-        return value
-
-    if isinstance(batch, Mapping):
-        return {name: narrow(value) for name, value in batch.items()}
-    return type(batch)(map(narrow, batch))
-
-
-def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:  # noqa: ANN401
-    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-
-
-def num_bytes(value: Any) -> float:  # noqa: ANN401 - any nesting
-    """About what it takes in a checkpoint.
-
-    Infinite if that cannot hold it, as it is loaded with ``weights_only=True``.
-    """
-    if type(value) is dict:
-        return sum(map(num_bytes, (*value, *value.values())))
-    if type(value) in (list, tuple):
-        return sum(map(num_bytes, value))
-    if type(value) is Tensor:
-        return value.numel() * value.element_size()
-    if type(value) is str:
-        return len(value)
-    return 8 if value is None or type(value) in (bool, int, float) else math.inf
 
 
 def run_module(module: torch.nn.Module, batch: Any) -> Any:  # noqa: ANN401 - anybody's
@@ -175,12 +100,6 @@ def _log_nothing(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
     """Stands for ``self.log`` and ``self.log_dict``: the probe is no part of the run's metrics."""
 
 
-def on_cpu(batch: Any) -> Any:  # noqa: ANN401
-    """Copies a batch to the CPU, whatever it is made of."""
-    batch = dict(batch) if isinstance(batch, Mapping) else batch
-    return apply_to_collection(batch, Tensor, lambda t: t.detach().to("cpu", copy=True))
-
-
 def sharding_of(trainer: Trainer) -> str:
     """Name of a strategy that may leave no rank with whole parameters; empty for any other."""
     # Both Lightning packages have them; by name, one check serves both.
@@ -188,42 +107,6 @@ def sharding_of(trainer: Trainer) -> str:
 
 
 _SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
-
-
-def texts_of(batch: Any, number: int, *owners: object) -> tuple[list[str], list[str]]:  # noqa: ANN401
-    """Finds the raw texts of a batch.
-
-    Args:
-        batch: A batch on the CPU.
-        number: Examples of it.
-        owners: What may have a tokenizer as an attribute.
-
-    Returns:
-        Sources and references, ``number`` each: the batch's strings ``source`` and ``reference``,
-        or ``input_ids`` and ``labels``, decoded; empty where it has neither.
-    """
-    tokenizer: Any = next(
-        (t for t in _tokenizers(owners) if hasattr(t, "decode") and not isinstance(t, bytes)), None
-    )
-
-    def texts(name: str, ids_name: str, method: str) -> list[str]:
-        given = batch.get(name) if isinstance(batch, Mapping) else None
-        ids = batch.get(ids_name) if isinstance(batch, Mapping) else None
-        if _are_strings(given) and len(given) == number:
-            return list(given)
-        if tokenizer is None or not isinstance(ids, Tensor) or ids.shape[0] != number:
-            return [""] * number
-        decode = getattr(tokenizer, method, tokenizer.decode)
-        hidden = {"skip_special_tokens": True} if hasattr(tokenizer, "batch_decode") else {}
-        return [decode([i for i in row if i >= 0], **hidden) for row in ids.tolist()]
-
-    return texts("source", "input_ids", "decode_source"), texts("reference", "labels", "decode")
-
-
-def _tokenizers(owners: Sequence[object]) -> Iterator[Any]:
-    for owner in owners:
-        yield getattr(owner, "tokenizer", None)
-        yield from vars(owner).values() if hasattr(owner, "__dict__") else ()
 
 
 def find_labels(*owners: object) -> Labels:
@@ -236,7 +119,7 @@ def find_labels(*owners: object) -> Labels:
     Returns:
         A function that names tokens; without a tokenizer by their numbers.
     """
-    for candidate in _tokenizers(owners):
+    for candidate in find_tokenizers(owners):
         if hasattr(candidate, "source_pieces") and hasattr(candidate, "target_pieces"):
             return _pieces(candidate)
         if hasattr(candidate, "convert_ids_to_tokens"):
@@ -337,13 +220,13 @@ class _Sentence:
     ) -> None:
         self.row, self.labels = row, labels
         self.alone = len(kinds) == 1 and "cross" not in kinds  # a single stack
-        if _has_ids(batch):
+        if has_ids(batch):
             self.source = batch["input_ids"]
             self.source_mask = batch.get("attention_mask")
             self.target = batch.get("labels", batch.get("decoder_input_ids"))
             self.shifted = "labels" in batch
         else:
-            ids = [t for t in _tensors(batch) if t.dim() == 2 and not t.is_floating_point()]
+            ids = [t for t in tensors_of(batch) if t.dim() == 2 and not t.is_floating_point()]
             self.source, self.target = (*ids, None, None)[:2]
             self.source_mask, self.shifted = None, False
         # Where the batch does not say what is padding, the weights do: nobody looks at it.
@@ -410,20 +293,6 @@ _PREDICTS = "the target token that is predicted"
 _READS = "the target token that is read"
 
 
-def _has_ids(batch: Any) -> bool:  # noqa: ANN401
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    return isinstance(ids, Tensor) and ids.dim() == 2
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from (t for part in value.values() for t in _tensors(part))
-    elif isinstance(value, (tuple, list)):
-        yield from (t for part in value for t in _tensors(part))
-
-
 def _row(ids: Tensor | None, row: int, size: int) -> Tensor | None:
     """One example of ids, whether batch or time comes first; None where the sizes do not fit."""
     if not isinstance(ids, Tensor) or ids.dim() != 2:
@@ -446,7 +315,7 @@ def _length(weights: Tensor) -> int:
 def _log_prob(batch: Any, output: Any, row: int) -> float | None:  # noqa: ANN401
     logits = output.get("logits") if isinstance(output, Mapping) else output
     logits = getattr(logits, "logits", logits)
-    labels = batch.get("labels") if _has_ids(batch) else None
+    labels = batch.get("labels") if has_ids(batch) else None
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
         return None
     if logits.dim() != 3 or logits.shape[:2] != labels.shape:

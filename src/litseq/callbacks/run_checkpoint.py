@@ -108,7 +108,7 @@ class RunCheckpoint(SealedCheckpoint):
     _place = 2  # behind BestCheckpoint too
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes its place behind all other callbacks, whose state it saves."""
+        """Has checkpoints written whole, unless the user chose how."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return

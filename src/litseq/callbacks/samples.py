@@ -8,20 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from litseq.callbacks.outputs import run_folder, write_lines
-from litseq.callbacks.probes import (
+from litseq.callbacks.examples import (
     choose_examples,
-    num_bytes,
+    keep_batch,
     num_examples,
-    on_cpu,
-    sharding_of,
+    savable,
     texts_of,
-    unchanged,
 )
+from litseq.callbacks.outputs import run_folder, write_lines
+from litseq.callbacks.probes import sharding_of, unchanged
 from litseq.evaluation import Evaluation, sentence_chrf
 from litseq.textfiles import printable
 from litseq.types import Translation
@@ -31,8 +29,6 @@ __all__ = ["TranslationSamples"]
 _log = logging.getLogger(__name__)
 
 _COLUMNS = ["step", "id", "source", "reference", "hypothesis", "chrF"]
-
-_MAX_SAVED = 1 << 20  # bytes of sentences in a checkpoint
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -112,9 +108,7 @@ class TranslationSamples(Callback):
             return
         if self._batches or self.texts or hasattr(pl_module, "evaluation"):
             return
-        if len(self._seen) < self.num_samples:
-            with torch.inference_mode(False):  # it outlives this validation
-                self._seen.append(on_cpu(batch))
+        keep_batch(self._seen, batch, most=self.num_samples)
 
     # Not on_validation_epoch_end: there callbacks come before the module, which has none yet.
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,7 +221,7 @@ class TranslationSamples(Callback):
         return {
             "ids": list(self._ids),
             "rows": [list(row) for row in self._rows],
-            "batches": self._batches if num_bytes(self._batches) <= _MAX_SAVED else [],
+            "batches": savable(self._batches),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
