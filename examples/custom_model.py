@@ -1,4 +1,4 @@
-"""A model of your own: four methods, and it trains, decodes, explains and exports like ours.
+"""A model of your own: four methods, and it trains, decodes and explains like ours.
 
 A GRU that reads, a GRU that writes, and nn.MultiheadAttention between them. In this folder, where
 ``python -m`` finds the module; the demo's configuration brings everything but the model:

@@ -12,9 +12,8 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from litseq.export.marian import write_marian
-from litseq.export.verify import MAX_LENGTH, compare_marian
+from litseq.export.verify import MAX_LENGTH, compare_marian, read_sentences
 from litseq.task import Seq2Seq
-from litseq.textfiles import open_input, read_lines
 
 __all__ = ["declare", "main"]
 
@@ -55,12 +54,7 @@ def main(
         raise FileExistsError(f"{folder} exists; give a folder that does not, or remove it.")
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in.")
-    texts = None
-    if input is not None:
-        with open_input(input) as file:
-            texts = [line for line in read_lines(file, input) if line.strip()]
-        if not texts:
-            raise ValueError(f"{input} holds no sentence to compare on.")
+    texts = read_sentences(input)
     model = Seq2Seq.load_from_checkpoint(ckpt).eval()
     # beside its place, so that it is there whole or not at all
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as part:

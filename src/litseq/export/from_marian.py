@@ -120,9 +120,8 @@ def read_marian(folder: str | Path) -> TransformerSeq2Seq:
             something that litseq has not; names the file, the key and its value.
         ModuleNotFoundError: If safetensors is needed and not installed.
     """
-    folder = Path(folder)
-    model = _read(folder)
-    _renormalize(model, folder)
+    model, _, options = _read(Path(folder))
+    _renormalize(model, options)
     return model
 
 
@@ -144,12 +143,12 @@ def import_marian(
         ValueError: As ``read_marian`` does, and if ids, logits or greedy translations differ.
         ModuleNotFoundError: As ``read_marian`` does.
     """
-    model = _read(folder)
+    model, config, options = _read(folder)
     report = None
-    if _positions(JsonFile.read(folder / "config.json")) <= MAX_LENGTH:
+    if _positions(config) <= MAX_LENGTH:
         _log.warning(
             "nothing was compared: max_position_embeddings in %s is not above %d.",
-            folder / "config.json",
+            config.path,
             MAX_LENGTH,
         )
     else:
@@ -160,7 +159,7 @@ def import_marian(
                 "nothing was compared, as transformers is not installed: pip install "
                 "'litseq[huggingface]'."
             )
-    _renormalize(model, folder)
+    _renormalize(model, options)
     return model, report
 
 
@@ -182,7 +181,8 @@ def _compare(
             ) from error
 
 
-def _read(folder: Path) -> TransformerSeq2Seq:
+def _read(folder: Path) -> tuple[TransformerSeq2Seq, JsonFile, JsonFile]:
+    """The model, its configuration, and the file that says how to search."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}; give one with config.json, weights, source.spm, "
@@ -191,14 +191,15 @@ def _read(folder: Path) -> TransformerSeq2Seq:
     config = JsonFile.read(folder / "config.json")
     options, sizes = _options(config)
     tokenizer = _tokenizer(folder, config, sizes)
-    search = _search(_generation(folder, config), tokenizer)
+    generates = _generation(folder, config)
+    search = _search(generates, tokenizer)
     state = _state(Weights(folder), sizes)
     model = TransformerSeq2Seq(**options, **search)
     model._adopt(tokenizer)
     model.configure_model()
     assert model.network is not None
     model.network.load_state_dict(state)
-    return model.eval()
+    return model.eval(), config, generates
 
 
 # ---- the network ----
@@ -481,9 +482,8 @@ def _bad_words(options: JsonFile) -> list[Any]:
 
 
 @torch.no_grad()
-def _renormalize(model: TransformerSeq2Seq, folder: Path) -> None:
+def _renormalize(model: TransformerSeq2Seq, options: JsonFile) -> None:
     """Takes the probability of what is never chosen away, where transformers does so."""
-    options = _generation(folder, JsonFile.read(folder / "config.json"))
     if not options.truth("renormalize_logits", False):
         return
     assert isinstance(model.network, Transformer)

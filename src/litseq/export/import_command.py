@@ -12,7 +12,8 @@ from jsonargparse import ArgumentParser
 from litseq import checkpoints
 from litseq.checkpoint_io import SafeCheckpointIO
 from litseq.export.from_marian import import_marian
-from litseq.textfiles import check_output, open_input, read_lines
+from litseq.export.verify import read_sentences
+from litseq.textfiles import check_output
 
 __all__ = ["declare", "main"]
 
@@ -55,12 +56,7 @@ def main(
     """
     target = Path(output)
     check_output(target)
-    texts = None
-    if input is not None:
-        with open_input(input) as file:
-            texts = [line for line in read_lines(file, input) if line.strip()]
-        if not texts:
-            raise ValueError(f"{input} holds no sentence to compare on.")
+    texts = read_sentences(input)
     try:
         model, report = import_marian(Path(folder), texts=texts)
     except ModuleNotFoundError as error:

@@ -65,16 +65,19 @@ class JsonFile:
         """Raises ``ValueError`` that names a key and its value."""
         raise ValueError(f"{self.path}: {key} is {show(self.values.get(key))}; {remedy}.")
 
+    def _value(self, key: str, default: object) -> Any:  # noqa: ANN401 - from a file
+        value = self.values.get(key)
+        return default if value is None else value
+
     def whole(self, key: str, default: int | None = None, *, least: int, most: int) -> int:
         """A whole number, which must be there unless it has a default.
 
         Raises:
             ValueError: If it is missing, no whole number or out of its range.
         """
-        value = self.values.get(key)
         if key not in self.values and default is None:
             raise ValueError(f"{self.path} has no {key}; it is not of a Marian model.")
-        value = default if value is None else value
+        value = self._value(key, default)
         if type(value) is not int or not least <= value <= most:
             self.refuse(key, f"it must be a whole number from {least:,} to {most:,}")
         return value
@@ -97,11 +100,10 @@ class JsonFile:
         Raises:
             ValueError: If it is something else.
         """
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if type(value) is not bool:
             self.refuse(key, "it must be true or false")
-        return bool(value)
+        return value
 
     def text(self, key: str, default: str) -> str:
         """A text that is not empty; null is the default.
@@ -109,13 +111,12 @@ class JsonFile:
         Raises:
             ValueError: If it is something else.
         """
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if isinstance(value, dict):  # a token with what transformers notes of it
             value = value.get("content")
         if not isinstance(value, str) or not value:
             self.refuse(key, "it must be a text")
-        return str(value)
+        return value
 
 
 class Weights:

@@ -10,8 +10,9 @@ import torch
 
 from litseq.decoding import SearchOptions
 from litseq.task import Seq2Seq
+from litseq.textfiles import open_input, read_lines
 
-__all__ = ["MAX_LENGTH", "TOLERANCE", "compare_marian"]
+__all__ = ["MAX_LENGTH", "TOLERANCE", "compare_marian", "read_sentences"]
 
 TOLERANCE = 1e-4
 """How far a logit may be from ours, as a share of the largest: sums have another order there."""
@@ -19,6 +20,25 @@ TOLERANCE = 1e-4
 _BATCH = 32
 MAX_LENGTH = 100
 """Tokens that a translation has at most while the two are compared."""
+
+
+def read_sentences(name: str | None) -> list[str] | None:
+    """Reads what two models are compared on: the lines of a file that are not blank.
+
+    Args:
+        name: The file; None: none is given.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no sentence, or something else than text.
+    """
+    if name is None:
+        return None
+    with open_input(name) as file:
+        texts = [line for line in read_lines(file, name) if line.strip()]
+    if not texts:
+        raise ValueError(f"{name} holds no sentence to compare on.")
+    return texts
 
 
 @torch.no_grad()
