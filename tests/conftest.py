@@ -8,6 +8,7 @@ import torch
 
 # fixtures for all tests
 from command_line import copied, elsewhere, fitted  # noqa: F401
+from random_models import save  # noqa: F401
 from wandb_reader import offline_wandb  # noqa: F401
 
 # several workers with several threads each stand in each other's way

@@ -55,7 +55,7 @@ def search(model, texts, **options):
     found = []
     for ids in encoded:
         batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
-        [[best, *_]] = model._translator().search(batch, options)
+        [[best, *_]] = model.translator().search(batch, options)
         found.append(list(best.tokens))
     return found
 
@@ -204,7 +204,7 @@ def test_there_and_back(options, tmp_path):
 
 
 def test_our_own_export_comes_back(tmp_path):
-    from test_export import make
+    from random_models import make
 
     model = make(activation="gelu")
     (tmp_path / "out").mkdir()

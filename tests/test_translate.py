@@ -214,7 +214,9 @@ def test_options_that_cannot_be(words, message, fitted):
 
 
 def test_no_checkpoint():
-    assert error_of("translate") == "--ckpt is missing; 'litseq translate --help' says what it is."
+    assert error_of("translate") == (
+        "--ckpt is missing: give a checkpoint, or by --model a folder that litseq export made."
+    )
     assert error_of("translate", "--ckpt").startswith("--ckpt needs a value")
 
 

@@ -117,6 +117,42 @@ def test_the_config_has_model_sizes_and_data_options(run, data_options):
     assert run.config["vocab_size"] == 64  # what the tokenizer turned out to have
 
 
+def test_the_config_has_versions_and_hashes(run, run_dir):
+    from importlib.metadata import version
+
+    from litseq import Seq2Seq
+
+    found = run.config["provenance"]
+    assert found["versions"]["litseq"] == version("litseq")
+    assert found["versions"]["torch"] == version("torch")
+    assert found["commit"] is None  # the folder is no repository
+    assert found["data"].keys() == {"train", "val"}
+    model = Seq2Seq.load_from_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    assert found["tokenizer"] == model.tokenizer.fingerprint
+
+
+def test_the_commit_of_the_folder(tmp_path, monkeypatch):
+    from litseq.cli_runs import _commit
+
+    monkeypatch.chdir(tmp_path)
+    assert _commit() is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("one")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"], ["tag", "v1"]):
+        subprocess.run([*git, *words], check=True)
+    commit = _commit()
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    (tmp_path / "file").write_text("two")
+    assert _commit() == f"{commit}, changed"
+    monkeypatch.setenv("PATH", "")
+    assert _commit() is None
+
+
+def test_the_summary_says_how_scores_were_computed(run, run_dir):
+    scores = json.loads((run_dir / "val" / "scores.json").read_text())
+    assert run.summary["val/signature/bleu"] == scores["signatures"]["bleu"]
+
+
 def test_the_curves_are_there(run):
     for key in ("train/loss", "train/lr", "train/grad_norm", "train/ppl"):
         assert len(run.values(key)) == run.summary["trainer/global_step"]  # log_every_n_steps: 1
@@ -236,6 +272,14 @@ def test_a_chosen_mode_stays(wandb_session, monkeypatch, caplog, mode):
     prepare_wandb(trainer_with_wandb())
     assert wandb_session.setup().settings.mode == mode
     assert not [record for record in caplog.records if record.name == "litseq"]
+
+
+def test_the_home_folder_has_no_name():
+    from litseq.cli_runs import _at_home
+
+    home = Path.home()
+    config = {"train": [f"{home}/a/train", "data/b"], "root": str(home.parent), "n": 1, "x": None}
+    assert _at_home(config) == {**config, "train": ["~/a/train", "data/b"]}
 
 
 def test_what_is_named_like_a_secret_is_hidden():

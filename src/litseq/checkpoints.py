@@ -21,6 +21,7 @@ from litseq.checkpoint_io import (
     load_file,
 )
 from litseq.data.tokenizer import TranslationTokenizer
+from litseq.pretrained import is_pretrained, read_pretrained
 
 __all__ = [
     "FORMAT_VERSION",
@@ -85,6 +86,10 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
             by litseq, or declares sizes that its weights do not have.
     """
     path = Path(path)
+    if is_pretrained(path):
+        checkpoint = read_pretrained(path)
+        check_contents(path, checkpoint)
+        return checkpoint
     if path.is_dir():
         if is_sharded(path):
             raise ValueError(

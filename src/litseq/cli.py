@@ -47,7 +47,7 @@ from litseq.precision import check_precision
 from litseq.task import Seq2Seq
 from litseq.textfiles import leave_closed_pipe, printable
 
-__all__ = ["Seq2SeqCLI", "main"]
+__all__ = ["Seq2SeqCLI", "command_parser", "main"]
 
 log = logging.getLogger("litseq")
 
@@ -59,6 +59,7 @@ _EPILOG += ". LITSEQ_TRACEBACK=1 shows where an error comes from."
 # main says what is wrong, in one line; an abbreviation could be a misspelling
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 _DATA = f"{TranslationDataModule.__module__}.{TranslationDataModule.__qualname__}"
+_WITHOUT_CHECKPOINT = ("compare", "completion")
 _NO_PATHS = (*NEWEST, "null", "hpc")  # what --ckpt_path may be beside a path
 _USER_ERRORS = (ValueError, OSError, MisconfigurationException)
 
@@ -254,21 +255,27 @@ def main(args: Sequence[str] | None = None) -> None:
         log.removeHandler(handler)
 
 
+def command_parser(name: str) -> tuple[Any, ArgumentParser]:
+    """Returns the module of a command that is not Lightning's, and the parser of its arguments."""
+    module = import_module(COMMANDS[name][0])
+    parser = ArgumentParser(
+        prog=f"litseq {name}",
+        epilog=None if name in _WITHOUT_CHECKPOINT else HELP_OF_CHECKPOINTS,
+        description=(inspect.getdoc(module.main) or "").partition("\n\nArgs:")[0],
+        **_PARSING,
+    )
+    if hasattr(module, "declare"):
+        module.declare(parser)
+    else:
+        parser.add_function_arguments(module.main, as_group=False, as_positional=False)
+    return module, parser
+
+
 def _run(words: list[str], *, explicit: bool) -> None:
     commands = [*Seq2SeqCLI.subcommands(), *COMMANDS]
     if words[0] in COMMANDS:
-        module = import_module(COMMANDS[words[0]][0])
         words = restrict_imports(words)
-        parser = ArgumentParser(
-            prog=f"litseq {words[0]}",
-            epilog=None if words[0] == "compare" else HELP_OF_CHECKPOINTS,
-            description=(inspect.getdoc(module.main) or "").partition("\n\nArgs:")[0],
-            **_PARSING,
-        )
-        if hasattr(module, "declare"):
-            module.declare(parser)
-        else:
-            parser.add_function_arguments(module.main, as_group=False, as_positional=False)
+        module, parser = command_parser(words[0])
         given = parser.parse_args(words[1:]).as_dict()
         import_allowed()
         module.main(**given)

@@ -40,6 +40,8 @@ COMMANDS = {
     "compare": ("litseq.evaluation.command", "say whether one system is better than another"),
     "average": ("litseq.average", "average the weights of checkpoints into one"),
     "export": ("litseq.export.command", "write a checkpoint as another program reads it"),
+    "selftest": ("litseq.selftest", "check that a checkpoint computes what it must"),
+    "completion": ("litseq.completion", "print what a shell needs to complete options"),
     "import": ("litseq.export.import_command", "make a checkpoint of another program's model"),
 }
 """Commands beside Lightning's own: name to module and help.

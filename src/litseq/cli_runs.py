@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -13,16 +15,19 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from litseq.callbacks import run_folder
 from litseq.cli_imports import import_flags
+from litseq.evaluation import Evaluation
 from litseq.textfiles import whole_file
 
 __all__ = ["SaveRunConfig", "prepare_wandb"]
 
 _log = logging.getLogger("litseq")
 
+_PACKAGES = ("litseq", "lightning", "torch", "sentencepiece", "sacrebleu")
 _SECRET = re.compile(r"(^|[_-])(api_?key|key|token|secret|password|passwd|credentials?)$", re.I)
 
 
@@ -32,9 +37,11 @@ class SaveRunConfig(SaveConfigCallback):
     Lightning's own saves for every command, into a folder that W&B runs share, and gives up when a
     file is there already.
 
-    A W&B run gets it as its config, to filter and group by, with the vocabulary's sizes; as the
-    file ``litseq.yaml``, to train with again (``config.yaml`` is W&B's own); and, at the end, the
-    best score in its summary. Whatever is named like a password stays out of both.
+    A W&B run gets it as its config, to filter and group by, with the vocabulary's sizes and
+    ``provenance``: versions, the commit of the folder that it runs in, hashes of data and
+    tokenizer; as the file ``litseq.yaml``, to train with again (``config.yaml`` is W&B's own); and,
+    at the end, the best score and sacreBLEU's signatures in its summary. Whatever is named like a
+    password stays out of all.
     """
 
     _folder: Path | None = None  # known when training is about to begin
@@ -77,10 +84,10 @@ class SaveRunConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells W&B."""
         for logger in _wandb_loggers(trainer):
-            config = without_secrets(yaml.safe_load(self.parser.dump(self.config)))
+            config = _at_home(without_secrets(yaml.safe_load(self.parser.dump(self.config))))
             run = logger.experiment
             run.config.update(config, allow_val_change=True)
-            logger.log_hyperparams(dict(pl_module.hparams))
+            logger.log_hyperparams({**pl_module.hparams, "provenance": provenance(trainer)})
             path = Path(run.dir) / "litseq.yaml"
             if path.parent.is_dir():  # a disabled run has none
                 text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -88,12 +95,51 @@ class SaveRunConfig(SaveConfigCallback):
                 run.save(str(path), base_path=str(path.parent), policy="now")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells W&B the best score; it keeps the last ones by itself."""
+        """Tells W&B the best score and how scores were computed; it keeps the last by itself."""
+        self._sign(trainer, pl_module)
         checkpoints = trainer.checkpoint_callback
         if isinstance(checkpoints, ModelCheckpoint) and checkpoints.best_model_score is not None:
             for logger in _wandb_loggers(trainer):
                 best = float(checkpoints.best_model_score)
                 logger.experiment.summary[f"best/{checkpoints.monitor}"] = best
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells W&B how scores of ``validate`` were computed."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._sign(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells W&B how scores of ``test`` were computed."""
+        self._sign(trainer, pl_module)
+
+    def _sign(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        evaluation = getattr(pl_module, "evaluation", None)
+        if isinstance(evaluation, Evaluation):
+            for logger in _wandb_loggers(trainer):
+                for name, signature in evaluation.scores.signatures.items():
+                    logger.experiment.summary[f"{evaluation.split}/signature/{name}"] = signature
+
+
+def provenance(trainer: Trainer) -> dict[str, Any]:
+    """Says with what a run trains: versions, the commit of its folder, hashes of its data."""
+    data = getattr(trainer, "datamodule", None)
+    tokenizer = getattr(data, "tokenizer", None)
+    return {
+        "versions": {name: version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "data": getattr(data, "fingerprints", None),
+        "tokenizer": getattr(tokenizer, "fingerprint", None),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the folder that the command runs in, marked where files are other."""
+    words = ["git", "describe", "--always", "--dirty=, changed", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository
+        return None
+    return found.stdout.strip()
 
 
 def without_secrets(config: Any) -> Any:  # noqa: ANN401 - any part of a configuration
@@ -106,6 +152,16 @@ def without_secrets(config: Any) -> Any:  # noqa: ANN401 - any part of a configu
         key: "hidden" if _SECRET.search(str(key)) and value else without_secrets(value)
         for key, value in config.items()
     }
+
+
+def _at_home(config: Any) -> Any:  # noqa: ANN401
+    """Writes the user's home folder as ``~`` in every path of a configuration."""
+    if isinstance(config, list):
+        return [_at_home(item) for item in config]
+    if isinstance(config, dict):
+        return {key: _at_home(value) for key, value in config.items()}
+    home = f"{Path.home()}/"
+    return f"~/{config[len(home) :]}" if str(config).startswith(home) else config
 
 
 def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:

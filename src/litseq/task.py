@@ -28,12 +28,13 @@ from litseq import checkpoints, sharding
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import SearchOptions
 from litseq.evaluation import Evaluation, corpus_scores
+from litseq.hub import HubModel
 from litseq.layers.sizes import check_finite
-from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, r_drop_loss, token_loss
+from litseq.losses import TokenLoss, check_label_smoothing, r_drop_loss, token_loss
 from litseq.models.base import Seq2SeqModel
 from litseq.schedules import Schedule, check_schedule, scheduler
 from litseq.translator import Translator
-from litseq.types import Batch, Translation, check_batch
+from litseq.types import Batch, Translation, check_batch, shift_right
 
 __all__ = ["Seq2Seq"]
 
@@ -48,7 +49,7 @@ Split = Literal["train", "val", "test", "predict"]
 TOKEN_UNIT = 1024
 
 
-class Seq2Seq(pl.LightningModule, ABC):
+class Seq2Seq(HubModel, pl.LightningModule, ABC):
     """Trains, scores and decodes a sequence-to-sequence model.
 
     A batch is the mapping that Hugging Face collators produce: ``input_ids``, ``attention_mask``,
@@ -147,6 +148,7 @@ class Seq2Seq(pl.LightningModule, ABC):
             max_len_b=max_len_b,
         )
         self.network: Seq2SeqModel | None = None
+        self._saved_data: Mapping[str, Any] | None = None
         self.tokenizer: TranslationTokenizer | None = None
         self.evaluation: Evaluation | None = None
         self._translations: list[Translation] = []
@@ -246,11 +248,9 @@ class Seq2Seq(pl.LightningModule, ABC):
         Returns:
             Logits, float (B, T, V); position t is the score of ``labels[:, t]``.
         """
-        bos = labels.new_full((labels.size(0), 1), self.hparams["bos_id"])
-        tgt = labels.masked_fill(labels == IGNORE, self.hparams["pad_id"])
-        logits: Tensor = self._model()(
-            input_ids, attention_mask == 0, torch.cat((bos, tgt[:, :-1]), 1)
-        )
+        h = self.hparams
+        tgt_in = shift_right(labels, bos_id=h["bos_id"], pad_id=h["pad_id"])
+        logits: Tensor = self._model()(input_ids, attention_mask == 0, tgt_in)
         return logits
 
     def _check_first(self, batch: Batch, split: Split) -> None:
@@ -423,7 +423,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         Raises:
             ValueError: If there is no tokenizer to turn ids into text.
         """
-        translator = self._translator()
+        translator = self.translator()
         if translator is None:
             raise ValueError(
                 "predict needs a tokenizer to turn ids into text; give the DataModule a "
@@ -456,7 +456,7 @@ class Seq2Seq(pl.LightningModule, ABC):
             return
         for name, total in self._loss(batch)._asdict().items():
             self._sums(split)[name].update(total)
-        translator = self._translator()
+        translator = self.translator()
         if options is not None and translator is not None:
             self._translations += self._translate_batch(translator, batch, split, options)
 
@@ -523,7 +523,7 @@ class Seq2Seq(pl.LightningModule, ABC):
 
     # ---- translating text ----
 
-    def _translator(self) -> Translator | None:
+    def translator(self) -> Translator | None:
         """Puts network and tokenizer together, where there is a tokenizer."""
         tokenizer = self.tokenizer
         if tokenizer is None:
@@ -572,7 +572,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         Raises:
             ValueError: If the module has no litseq tokenizer.
         """
-        translator = self._translator()
+        translator = self.translator()
         if translator is None:
             raise ValueError(
                 "translating text needs a tokenizer; load a litseq checkpoint that holds one, or "
@@ -610,6 +610,12 @@ class Seq2Seq(pl.LightningModule, ABC):
             checkpoints.check_resumable(checkpoint)
         if self.tokenizer is None:
             self.tokenizer = checkpoints.tokenizer_of(checkpoint)
+        self._saved_data = checkpoint.get("datamodule_hyper_parameters")
+
+    def data_options(self) -> Mapping[str, Any] | None:
+        """Returns the options of the DataModule that the model was trained with, where known."""
+        hparams = getattr(self._datamodule(), "hparams", None)
+        return self._saved_data if hparams is None else dict(hparams)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -626,7 +632,7 @@ class Seq2Seq(pl.LightningModule, ABC):
         code.
 
         Args:
-            checkpoint_path: A file on this machine.
+            checkpoint_path: A file on this machine, or a folder of ``save_pretrained``.
             map_location: Where the weights go.
             hparams: Constructor arguments that replace the saved ones, such as ``beam_size``.
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TextIO
@@ -12,6 +13,7 @@ from typing import Literal, TextIO
 import torch
 
 from litseq.decoding import SearchOptions
+from litseq.engines import Engine, load_exported
 from litseq.task import Seq2Seq
 from litseq.textfiles import (
     check_output,
@@ -32,7 +34,9 @@ _CHUNK = 2048
 
 def main(
     *,
-    ckpt: str,
+    ckpt: str | None = None,
+    model: str | None = None,
+    engine: Engine | None = None,
     input: str = "-",
     output: str = "-",
     format: Literal["text", "jsonl"] = "text",
@@ -52,13 +56,15 @@ def main(
     max_src_len: int = 256,
     device: str = "auto",
 ) -> None:
-    """Translates text, one sentence a line, with a litseq checkpoint.
+    """Translates text, one sentence a line, with a litseq checkpoint or what was exported from it.
 
     As many lines come out as went in, in their order; a blank line stays blank. From a terminal,
     each line is answered as it is typed.
 
     Args:
         ckpt: A litseq checkpoint; it brings model and tokenizer.
+        model: Instead of it, a folder that litseq export made for CTranslate2 or ONNX.
+        engine: The program that runs the folder. Default: the one that it was made for.
         input: Text file in UTF-8; - is standard input.
         output: File to write, whole or not at all; - is standard output.
         format: Plain text (n_best above 1: Moses' "number ||| text ||| score"), or a JSON object a
@@ -84,12 +90,12 @@ def main(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the checkpoint, an option or a line of the input is not usable.
+        ValueError: If the checkpoint or folder, an option or a line of the input is not usable, or
+            if the program is not installed that runs the folder.
     """
     if max_src_len < 2:
         raise ValueError(f"max_src_len counts EOS and must be at least 2, got {max_src_len}.")
-    module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
-    saved = module.search_options
+    translations, saved = _load(ckpt, model, engine, device)
     options = SearchOptions(
         beam_size=max(n_best, saved.beam_size) if beam_size is None else beam_size,
         length_penalty=saved.length_penalty if length_penalty is None else length_penalty,
@@ -111,7 +117,7 @@ def main(
         lines = read_lines(source, input)
         first = 0
         while chunk := list(islice(lines, 1 if typed else _CHUNK)):
-            for translation in module.translations(
+            for translation in translations(
                 chunk,
                 options=options,
                 max_tokens=max_tokens,
@@ -121,6 +127,31 @@ def main(
                 target.writelines(f"{show(line)}\n" for line in write(translation))
             target.flush()
             first += len(chunk)
+
+
+def _load(
+    ckpt: str | None, model: str | None, engine: Engine | None, device: str
+) -> tuple[Callable[..., list[Translation]], SearchOptions]:
+    """Returns what translates, and how the checkpoint would search."""
+    if model is None:
+        if engine is not None:
+            raise ValueError(
+                f"--engine {engine} runs what litseq export made; give that folder by --model."
+            )
+        if ckpt is None:
+            raise ValueError(
+                "--ckpt is missing: give a checkpoint, or by --model a folder that litseq export "
+                "made."
+            )
+        module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
+        return module.translations, module.search_options
+    if ckpt is not None:
+        raise ValueError(f"{ckpt} and {model} are two models; give --ckpt or --model.")
+    try:
+        translator, options = load_exported(Path(model), engine=engine, device=device)
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
+    return partial(translator.translate, device=torch.device("cpu")), options
 
 
 def _text(translation: Translation) -> Iterable[str]:

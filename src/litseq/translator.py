@@ -19,7 +19,7 @@ from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import Hypothesis, SearchOptions, generate
 from litseq.losses import IGNORE
 from litseq.models.base import Seq2SeqModel
-from litseq.types import Batch, ScoredText, Translation, WordAlignment
+from litseq.types import Batch, ScoredText, Translation, WordAlignment, shift_right
 
 __all__ = ["TextDecoder", "TextTranslator", "Translator"]
 
@@ -171,6 +171,13 @@ class Translator(TextTranslator):
     """
 
     model: Seq2SeqModel
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores every token where the labels are, float (B, T, V)."""
+        tgt_in = shift_right(batch["labels"], bos_id=self.bos_id, pad_id=self.pad_id)
+        logits: Tensor = self.model(batch["input_ids"], batch["attention_mask"] == 0, tgt_in)
+        return logits
 
     @torch.inference_mode()
     def search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:

@@ -20,6 +20,7 @@ __all__ = [
     "Translation",
     "WordAlignment",
     "check_batch",
+    "shift_right",
 ]
 
 AttentionKind = Literal["encoder", "decoder", "cross"]
@@ -41,6 +42,18 @@ class Batch(TypedDict):
     attention_mask: Tensor
     labels: NotRequired[Tensor]
     id: NotRequired[Tensor]
+
+
+def shift_right(labels: Tensor, *, bos_id: int, pad_id: int) -> Tensor:
+    """Makes what a decoder reads of what it has to say: BOS before it, and all but the last token.
+
+    Args:
+        labels: int64 (B, T); -100 = padding.
+        bos_id: Id that begins every target.
+        pad_id: Id of padding.
+    """
+    bos = labels.new_full((labels.size(0), 1), bos_id)
+    return torch.cat((bos, labels.masked_fill(labels == -100, pad_id)[:, :-1]), 1)
 
 
 def check_batch(batch: object, *, src_vocab_size: int, tgt_vocab_size: int, labels: bool) -> None:

@@ -344,6 +344,11 @@ class TranslationDataModule(L.LightningDataModule):
         """Every source to translate exactly once, without ``labels``."""
         return self._eval_loader("predict")
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each split that is set up: of its texts and the tokenizer, not of any path."""
+        return {name: split.fingerprint for name, split in self._splits.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs so as to refuse another tokenizer, and to make equal batches."""
         if self._tokenizer is None:

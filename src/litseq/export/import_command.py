@@ -78,7 +78,7 @@ def main(
             "compared with transformers on %d sentences: logits differ by %.1e at most, of up to "
             "%.3g; equal are %d greedy translations, and with a beam of 4 %d of the %d that end.",
             report["sentences"],
-            report["largest_logit_gap"],
+            report["largest_gap"],
             report["largest_logit"],
             report["equal_greedy"],
             report["equal_beam"],
