@@ -1,4 +1,4 @@
-"""A model of your own: four methods, and it trains, decodes and explains like ours.
+"""A model of your own: four methods, and it trains, decodes, explains and exports like ours.
 
 A GRU that reads, a GRU that writes, and nn.MultiheadAttention between them. In this folder, where
 ``python -m`` finds the module; the demo's configuration brings everything but the model:
@@ -8,6 +8,7 @@ A GRU that reads, a GRU that writes, and nn.MultiheadAttention between them. In 
     python -m litseq test $OWN --ckpt_path CKPT
     echo "May 3, 2021" | python -m litseq translate $OWN --ckpt CKPT
     python -m litseq explain $OWN --ckpt CKPT "May 3, 2021"
+    python -m litseq export $OWN --ckpt CKPT --to onnx -o made
 """
 
 from dataclasses import dataclass

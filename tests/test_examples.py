@@ -3,11 +3,17 @@
 import csv
 import subprocess
 import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from command_line import DATA
+from litseq.engines import Exported, load_exported, write_exported
+from litseq.export import write_ctranslate2
+from random_models import make
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {
@@ -27,7 +33,7 @@ def run(*words, folder, stdin=""):
 
 
 def test_every_example_is_tested():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, "custom_model"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, "custom_model", "serve"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -83,6 +89,39 @@ def test_a_model_of_ones_own_has_every_command(corpus, data_options, tmp_path):
     run(*command, "explain", *own, "--ckpt", ckpt, "red house", folder=tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")
     assert 'id="alignment"' in page
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    run(*command, "export", *own, "--ckpt", ckpt, "--to", "onnx", "-o", "made", folder=tmp_path)
+    words = (*command, "translate", "--model", "made")
+    out = run(*words, folder=tmp_path, stdin="".join(f"{line}\n" for line in sources))
+    assert out.splitlines() == predictions
+
+
+def test_an_exported_model_is_served(tmp_path):
+    pytest.importorskip("ctranslate2")
+    model = make()
+    write_ctranslate2(model, tmp_path)
+    write_exported(Exported("ctranslate2", model.tokenizer, model.search_options), tmp_path)
+    translator, options = load_exported(tmp_path)
+    texts = ["one two", "a red house", "", "three"]
+    expected = translator.translate(
+        texts, options, max_tokens=4096, max_src_len=256, device=torch.device("cpu")
+    )
+    words = [sys.executable, EXAMPLES / "serve.py", tmp_path, "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        try:
+            url = server.stdout.readline().decode().strip()
+
+            def ask(_):
+                body = "\n".join(texts).encode()
+                with urllib.request.urlopen(url, body, timeout=60) as answer:
+                    return answer.read().decode("utf-8")
+
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(ask, range(8)))
+        finally:
+            server.kill()
+    assert set(answers) == {"".join(f"{found.text}\n" for found in expected)}
 
 
 def test_the_contract_takes_less_than_sixty_lines():
