@@ -111,7 +111,7 @@ def commands(text):
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^ {4}((?:litseq|python|bash) .*)$", text, re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines()]
-    inline = re.findall(r"`((?:litseq|python scripts/|bash scripts/)[^`]*)`", text)
+    inline = re.findall(r"`((?:litseq(?!\.)|python scripts/|bash scripts/)[^`]*)`", text)
     for line in [*lines, *indented, *inline]:
         if words := shlex.split(line, comments=True):
             yield words

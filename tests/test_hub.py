@@ -189,6 +189,18 @@ def test_commands_take_the_folder(save, tmp_path):
     assert litseq("export", "--ckpt", tmp_path / "made", *words).status == 0
 
 
+def test_lightnings_commands_take_it_as_a_file(fitted, tmp_path):
+    model = Seq2Seq.load_from_checkpoint(fitted.ckpt)
+    model.save_pretrained(tmp_path / "made")
+    for command in ("test", "fit"):
+        said = error_of(command, "--ckpt_path", tmp_path / "made")
+        assert f"'litseq average {tmp_path}/made -o plain.ckpt' makes one of it" in said
+    plain = tmp_path / "plain.ckpt"
+    assert litseq("average", tmp_path / "made", "-o", plain).status == 0
+    outcome = litseq("test", "--ckpt_path", plain, "-c", fitted.data)
+    assert "exact match" in outcome.out, outcome.err
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [

@@ -11,6 +11,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -36,6 +37,7 @@ from litseq.cli_messages import (
     check_configs,
     explain,
     options,
+    overview,
     say_os_error,
     too_little_memory,
 )
@@ -44,6 +46,7 @@ from litseq.cli_resume import NEWEST, continue_log, continue_run, find_checkpoin
 from litseq.cli_runs import SaveRunConfig, prepare_wandb
 from litseq.data import TranslationDataModule
 from litseq.precision import check_precision
+from litseq.pretrained import is_pretrained
 from litseq.task import Seq2Seq
 from litseq.textfiles import leave_closed_pipe, printable
 
@@ -52,10 +55,6 @@ __all__ = ["Seq2SeqCLI", "command_parser", "main"]
 log = logging.getLogger("litseq")
 
 _DESCRIPTION = "litseq: sequence-to-sequence learning inside PyTorch Lightning."
-_EPILOG = "Other commands: " + "; ".join(
-    f"litseq {name}: {purpose}" for name, (_, purpose) in COMMANDS.items()
-)
-_EPILOG += ". LITSEQ_TRACEBACK=1 shows where an error comes from."
 # main says what is wrong, in one line; an abbreviation could be a misspelling
 _PARSING: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 _DATA = f"{TranslationDataModule.__module__}.{TranslationDataModule.__qualname__}"
@@ -86,7 +85,6 @@ class Seq2SeqCLI(LightningCLI):
             parser_kwargs={
                 "prog": "litseq",
                 "description": _DESCRIPTION,
-                "epilog": _EPILOG,
                 **_PARSING,
                 **{command: {"epilog": HELP, **_PARSING} for command in self.subcommands()},
             },
@@ -111,6 +109,11 @@ class Seq2SeqCLI(LightningCLI):
         path, command = given.get("--ckpt_path"), args[0] if args else None
         if path is None or path in _NO_PATHS or command not in self.subcommands():
             return
+        if is_pretrained(Path(path)):
+            raise ValueError(
+                f"{path} is a folder of save_pretrained, and --ckpt_path takes a file: 'litseq "
+                f"average {path} -o plain.ckpt' makes one of it; then name its data with -c."
+            )
         self._checkpoint = checkpoint = _reader(command)(path)
         defaults: dict[str, Any] = {}
         # a class of the user's own, which the configuration names, and so imports
@@ -272,6 +275,9 @@ def command_parser(name: str) -> tuple[Any, ArgumentParser]:
 
 
 def _run(words: list[str], *, explicit: bool) -> None:
+    if words[0] in ("-h", "--help"):
+        sys.stdout.write(overview())
+        return
     commands = [*Seq2SeqCLI.subcommands(), *COMMANDS]
     if words[0] in COMMANDS:
         words = restrict_imports(words)

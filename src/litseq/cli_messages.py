@@ -28,6 +28,7 @@ __all__ = [
     "check_configs",
     "explain",
     "options",
+    "overview",
     "say_os_error",
     "too_little_memory",
 ]
@@ -40,15 +41,35 @@ COMMANDS = {
     "compare": ("litseq.evaluation.command", "say whether one system is better than another"),
     "average": ("litseq.average", "average the weights of checkpoints into one"),
     "export": ("litseq.export.command", "write a checkpoint as another program reads it"),
+    "import": ("litseq.export.import_command", "make a checkpoint of another program's model"),
     "selftest": ("litseq.selftest", "check that a checkpoint computes what it must"),
     "completion": ("litseq.completion", "print what a shell needs to complete options"),
-    "import": ("litseq.export.import_command", "make a checkpoint of another program's model"),
 }
 """Commands beside Lightning's own: name to module and help.
 
 The module's ``main`` takes the options; where its signature does not say enough of them, its
 ``declare`` adds them to a parser.
 """
+
+
+_FROM_LIGHTNING = {
+    "fit": "train a model, or go on with a run: --ckpt_path last",
+    "validate": "score a checkpoint on the validation set",
+    "test": "score a checkpoint on the test set",
+    "predict": "translate the sources of the prediction set",
+}
+
+
+def overview() -> str:
+    """What ``litseq --help`` prints."""
+    lines = ["usage: litseq COMMAND [OPTIONS]", ""]
+    lines += ["Sequence-to-sequence learning inside PyTorch Lightning.", ""]
+    commands = {**_FROM_LIGHTNING, **{name: purpose for name, (_, purpose) in COMMANDS.items()}}
+    lines += [f"  {name:<11} {purpose}" for name, purpose in commands.items()]
+    lines += ["", "  litseq fit -c configs/demo.yaml     trains on the demo that is built in"]
+    lines += ["  litseq COMMAND --help               has the options of a command", ""]
+    lines += ["LITSEQ_TRACEBACK=1 shows where an error comes from."]
+    return "\n".join(lines) + "\n"
 
 
 def options(args: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def read_pretrained(folder: Path) -> dict[str, Any]:
         "state_dict": weights,
         "hyper_parameters": config["hyper_parameters"],
         "litseq": {**config["litseq"], "tokenizer": tokenizer},
+        "pytorch-lightning_version": version("lightning"),  # in whose layout this is
         **({} if data is None else {"datamodule_hyper_parameters": data}),
     }
 
