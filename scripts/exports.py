@@ -22,8 +22,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from doc_tables import fill
 
+from doc_tables import fill
 from litseq import Seq2Seq
 from litseq.engines import MarianTranslator, load_exported
 from litseq.evaluation import corpus_scores
