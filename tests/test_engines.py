@@ -288,6 +288,24 @@ def test_bad_words_of_export(words, said, save, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_checkpoint_without_a_tokenizer(save, tmp_path):
+    model = make()
+    model.tokenizer = None
+    path = save(model)
+    for to in ("marian", "ctranslate2", "onnx", "safetensors"):
+        words = ("--ckpt", path, "-o", tmp_path / "made", "--to", to)
+        assert "holds no tokenizer, and an export needs one." in error_of("export", *words)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_nan_is_no_agreement(exact, monkeypatch):
+    model = make()
+    found = iter([torch.tensor([0.0, torch.nan]), torch.tensor([0.0])])  # batches of 32
+    monkeypatch.setattr(verify, "_gaps", lambda *_: next(found))
+    with pytest.raises(ValueError, match="nan"):
+        verify.compare(model, model.translator(), texts=SOURCES[:4] * 9, exact=exact)
+
+
 def test_engines_are_optional(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     assert "CTranslate2 is not installed: pip install 'litseq[ctranslate2]'" in error_of(

@@ -90,6 +90,8 @@ def main(
     texts = read_sentences(input)
     translations = None if references is None else read_references(references, texts)
     model = Seq2Seq.load_from_checkpoint(ckpt).eval()
+    if model.tokenizer is None:
+        raise ValueError(f"{ckpt} holds no tokenizer, and an export needs one.")
     # beside its place, so that it is there whole or not at all
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as part:
         made = Path(part, folder.name)
@@ -142,9 +144,9 @@ def _make(
 
 
 def _scores_of(ckpt: Path) -> Path | None:
-    """What litseq test wrote of this checkpoint beside its run, if it did."""
+    """What litseq test wrote of this checkpoint beside its run, if it did since it was saved."""
     file = ckpt.resolve().parent.parent / "test" / "scores.json"
-    if not file.is_file():
+    if not file.is_file() or file.stat().st_mtime < ckpt.stat().st_mtime:
         return None
     scores = json.loads(file.read_text(encoding="utf-8"))
     return file if Path(scores.get("checkpoint", "")).name == ckpt.name else None
