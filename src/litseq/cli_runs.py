@@ -173,8 +173,9 @@ def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
 def prepare_wandb(trainer: Trainer) -> None:
     """Starts a W&B session if there is a logger for it: offline unless its server lets us in.
 
-    So a run neither asks for a key nor waits for a network that is not there. Code, the state of
-    git and the command line are not recorded: any of them may hold what nobody meant to publish.
+    So a run neither asks for a key nor waits for a network that is not there. Code, git's remote
+    and differences, and the command line are not recorded: any of them may hold what nobody meant
+    to publish.
 
     Args:
         trainer: The trainer; its loggers have not logged yet.
