@@ -189,7 +189,7 @@ def test_commands_take_the_folder(save, tmp_path):
     assert litseq("export", "--ckpt", tmp_path / "made", *words).status == 0
 
 
-def test_lightnings_commands_take_it_as_a_file(fitted, tmp_path):
+def test_lightnings_commands_take_it_as_a_file(fitted, elsewhere, tmp_path):
     model = Seq2Seq.load_from_checkpoint(fitted.ckpt)
     model.save_pretrained(tmp_path / "made")
     for command in ("test", "fit"):
