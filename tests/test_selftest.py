@@ -88,6 +88,25 @@ def test_sentences_are_read(save, tmp_path):
     assert litseq("selftest", *words).out.startswith("2 sentences, cpu")
 
 
+def test_three_sentences_are_enough(save, tmp_path):
+    (tmp_path / "in").write_text("one two\nthree\na red house\n")
+    words = ("--ckpt", save(make()), "--input", tmp_path / "in", "--device", "cpu")
+    outcome = litseq("selftest", *words)
+    assert outcome.status == 0, outcome.out
+    assert outcome.out.startswith("3 sentences, cpu")
+
+
+def test_nan_is_no_agreement():
+    import torch
+
+    from litseq.selftest import _gradients
+
+    ours = {"a": torch.zeros(2), "b": torch.ones(2)}
+    assert _gradients(ours, ours)[1]
+    for name in ours:
+        assert not _gradients(ours, {**ours, name: torch.tensor([0.0, torch.nan])})[1]
+
+
 def test_a_checkpoint_without_a_tokenizer(save):
     model = make()
     model.tokenizer = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -40,6 +41,7 @@ __all__ = [
     "read",
     "read_for_resuming",
     "tokenizer_of",
+    "weights_alone",
 ]
 
 _log = logging.getLogger(__name__)
@@ -72,6 +74,18 @@ def describe(cls: type, tokenizer: TranslationTokenizer | None) -> dict[str, Any
         "format_version": FORMAT_VERSION,
         "class": _name(cls),
         "tokenizer": None if tokenizer is None else tokenizer.state_dict(),
+    }
+
+
+def weights_alone(
+    module: LightningModule, tokenizer: TranslationTokenizer | None
+) -> dict[str, Any]:
+    """Returns a checkpoint of a module that is not in training."""
+    return {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "pytorch-lightning_version": version("lightning"),
+        "litseq": describe(type(module), tokenizer),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -61,12 +60,7 @@ def main(
         model, report = import_marian(Path(folder), texts=texts)
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
-    checkpoint = {
-        "state_dict": model.state_dict(),
-        "hyper_parameters": dict(model.hparams),
-        "pytorch-lightning_version": version("lightning"),
-        "litseq": checkpoints.describe(type(model), model.tokenizer),
-    }
+    checkpoint = checkpoints.weights_alone(model, model.tokenizer)
     SafeCheckpointIO().save_checkpoint(checkpoint, target)
     _log.info(
         "%s holds a Marian model of %.1f million parameters.",

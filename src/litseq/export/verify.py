@@ -25,9 +25,9 @@ __all__ = [
     "bleu_of_both",
     "compare",
     "compare_marian",
-    "random_texts",
     "read_references",
     "read_sentences",
+    "sentences_of",
 ]
 
 TOLERANCE = 1e-4
@@ -111,7 +111,7 @@ def compare(
     ours, tokenizer = model.translator(), model.tokenizer
     assert ours is not None
     assert tokenizer is not None
-    texts = _sentences(model, texts)
+    texts = sentences_of(model, texts)
     encoded = tokenizer.encode_source(texts)
     equal, ended_beam = {1: 0, 4: 0}, 0
     largest, sum_of_gaps, count = 0.0, 0.0, 0
@@ -199,7 +199,7 @@ def compare_marian(
     """
     assert model.tokenizer is not None
     theirs = MarianTranslator.load(folder, model.tokenizer)
-    texts = _sentences(model, texts)
+    texts = sentences_of(model, texts)
     ids = model.tokenizer.encode_source(texts)
     for number, (text, encoded) in enumerate(zip(texts, ids, strict=True), 1):
         if theirs.reader(text).input_ids != encoded:
@@ -237,11 +237,12 @@ def bleu_of_both(
     return found
 
 
-def _sentences(model: Seq2Seq, texts: Sequence[str] | None) -> list[str]:
-    return random_texts(model) if texts is None else [text for text in texts if text.strip()]
+def sentences_of(model: Seq2Seq, texts: Sequence[str] | None) -> list[str]:
+    """Returns those that are not blank; random ones where none are given."""
+    return _random_texts(model) if texts is None else [text for text in texts if text.strip()]
 
 
-def random_texts(model: Seq2Seq) -> list[str]:
+def _random_texts(model: Seq2Seq) -> list[str]:
     """Draws 64 sentences of random source pieces, always the same."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
