@@ -3,6 +3,7 @@
 import copy
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def test_a_run_logs_what_the_sweep_looks_at(path, tmp_path, monkeypatch):
     short = ("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu")
     short += ("--trainer.limit_val_batches", "1", "--trainer.limit_train_batches", "2")
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_RUN_ID": "one"}
-    subprocess.run([*words, *short], cwd=tmp_path, env=environment, check=True, timeout=200)
+    assert words[0] == "litseq"  # which need not be on the PATH of these tests
+    command = [sys.executable, "-m", *words, *short]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=200)
     run = read_offline_run(tmp_path / "lightning_logs")
     assert run.values(sweep["metric"]["name"])
     assert run.config["provenance"]["data"].keys() == {"train", "val"}
