@@ -87,8 +87,8 @@ def scheduler(
     check_schedule(schedule, warmup_steps)
     if schedule in ("linear", "cosine") and total_steps <= 0:
         raise ValueError(
-            f"the {schedule} schedule needs the number of steps of the run; set max_steps or "
-            f"max_epochs, or choose another schedule."
+            f"the {schedule} schedule needs the number of steps of the run; set max_steps, or "
+            f"max_epochs where data are not streamed, or choose another schedule."
         )
     return LambdaLR(
         optimizer,

@@ -79,9 +79,11 @@ def by_step(seen):
     return found
 
 
-@pytest.fixture(scope="module")
-def options(data_options):
+@pytest.fixture(scope="module", params=["prepared", "streamed"])
+def options(data_options, request):
     options = {**data_options, "max_tokens": 96}
+    if request.param == "streamed":
+        options |= {"streaming": True, "shuffle_buffer": 128, "num_workers": 1}
     TranslationDataModule(**options).prepare_data()
     return options
 
@@ -105,7 +107,11 @@ def test_two_ranks_then_one_then_two_are_one_run(options, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["constant", "linear"])
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [("prepared", "constant"), ("prepared", "linear"), ("streamed", "constant")],
+    indirect=["options"],
+)
 @pytest.mark.parametrize(
     "segments",
     [
@@ -121,6 +127,7 @@ def test_every_example_once_an_epoch(segments, schedule, options, tmp_path):
     assert [epoch for epoch, _ in validations] == [0, 1]
 
 
+@pytest.mark.parametrize("options", ["prepared"], indirect=True)  # a stream has no length
 def test_a_schedule_that_asks_for_the_length_of_training(options, tmp_path):
     """Lightning then makes the loader before it reads the checkpoint, and forgets the position."""
     more = {"schedule": "linear", "parts": 2}

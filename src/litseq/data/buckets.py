@@ -22,7 +22,16 @@ from litseq.data.plans import (
 )
 from litseq.types import Batch
 
-__all__ = ["BatchPlan", "LoadBatch", "TokenBucketLoader", "plan_batches"]
+__all__ = [
+    "BatchPlan",
+    "EpochSetter",
+    "LoadBatch",
+    "TokenBucketLoader",
+    "locate_rank",
+    "makes_same_batches",
+    "plan_batches",
+    "without_labels",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -126,9 +135,9 @@ class TokenBucketLoader:
         )
 
     @property
-    def batch_sampler(self) -> "_EpochSetter":
+    def batch_sampler(self) -> "EpochSetter":
         """Where Lightning looks for ``sampler.set_epoch``."""
-        return _EpochSetter(self)
+        return EpochSetter(self)
 
     @property
     def _iterator(self) -> Any:  # noqa: ANN401 - torch's
@@ -268,28 +277,11 @@ class TokenBucketLoader:
             ValueError: If the data are others, unless ``allow_other_data``.
         """
         epoch, batches = int(state_dict["epoch"]), int(state_dict["batches"])
-        if state_dict.get("data", self._data) != self._data and not self._allow_other_data:
-            raise ValueError(
-                f"the training data ({self._data}) are not those of the checkpoint "
-                f"({state_dict['data']}): use those, or set allow_other_data to go on with these "
-                f"from the start of epoch {epoch}."
-            )
-        now = self.state_dict()
-        changes = [
-            f"{name} {state_dict[name]} -> {now[name]}"
-            for name in ("seed", "fingerprint")
-            if state_dict[name] != now[name]
-        ]
-        if state_dict.get("world_size", 1) > 1:  # its batches depended on that
-            changes.append("written by an older litseq")
-        if changes and batches > 0:
+        say = batches > 0 and self._locate()[1] == 0
+        if not makes_same_batches(
+            state_dict, self.state_dict(), allow_other_data=self._allow_other_data, say=say
+        ):
             batches = 0
-            if self._locate()[1] == 0:
-                _log.warning(
-                    "the batches are not those of the checkpoint (%s): epoch %d starts anew.",
-                    ", ".join(changes),
-                    epoch,
-                )
         if batches >= len(self.plan()):
             epoch, batches = epoch + 1, 0
         self._go_to(epoch)
@@ -299,12 +291,7 @@ class TokenBucketLoader:
         self._epoch, self._read, self._yielded, self._resuming = epoch, 0, 0, False
 
     def _locate(self) -> tuple[int, int]:
-        """World size and rank; read late, as loaders may be made before the process group."""
-        if self._place is not None:
-            return self._place
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_world_size(), torch.distributed.get_rank()
-        return 1, 0
+        return self._place or locate_rank()
 
     def _remaining(self) -> list["_Item"]:
         """What this rank reads from the place of resumption on."""
@@ -329,10 +316,62 @@ class TokenBucketLoader:
         return digest.hexdigest()
 
 
-class _EpochSetter:
+def locate_rank() -> tuple[int, int]:
+    """World size and rank; to be read late, as loaders may be made before the process group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
+
+
+def makes_same_batches(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, allow_other_data: bool, say: bool
+) -> bool:
+    """Compares the state of a loader with the one that goes on, before its place is taken over.
+
+    Args:
+        then: The saved state; holds ``epoch``, ``data``, ``seed`` and ``fingerprint``.
+        now: The present state.
+        allow_other_data: Whether the data may be others.
+        say: Whether to warn that the epoch starts anew.
+
+    Raises:
+        ValueError: If the data are others and may not.
+    """
+    if then.get("data", now["data"]) != now["data"] and not allow_other_data:
+        raise ValueError(
+            f"the training data ({now['data']}) are not those of the checkpoint "
+            f"({then['data']}): use those, or set allow_other_data to go on with these "
+            f"from the start of epoch {then['epoch']}."
+        )
+    changes = [
+        f"{name} {then[name]} -> {now[name]}"
+        for name in ("seed", "fingerprint")
+        if then[name] != now[name]
+    ]
+    if then.get("world_size", 1) > 1:  # its batches depended on that
+        changes.append("written by an older litseq")
+    if changes and say:
+        _log.warning(
+            "the batches are not those of the checkpoint (%s): epoch %d starts anew.",
+            ", ".join(changes),
+            then["epoch"],
+        )
+    return not changes
+
+
+def without_labels(batch: Batch) -> Batch:
+    """A model's input like any other, but nothing is learned from it."""
+    if "labels" in batch:
+        batch["labels"] = torch.full_like(batch["labels"], IGNORED_LABEL)
+    if "id" in batch:
+        batch["id"] = torch.full_like(batch["id"], -1)
+    return batch
+
+
+class EpochSetter:
     """Stands in for a batch sampler: the Trainer calls ``batch_sampler.sampler.set_epoch``."""
 
-    def __init__(self, loader: TokenBucketLoader) -> None:
+    def __init__(self, loader: Any) -> None:  # noqa: ANN401 - whatever has set_epoch
         self.sampler = loader
 
 
@@ -362,9 +401,4 @@ class _Batches(Dataset[Batch]):
     def __getitem__(self, item: _Item) -> Batch:
         epoch, ids, counts = item
         batch = self._load_batch(ids, epoch)
-        if not counts:  # a model's input like any other, but nothing is learned from it
-            if "labels" in batch:
-                batch["labels"] = torch.full_like(batch["labels"], IGNORED_LABEL)
-            if "id" in batch:
-                batch["id"] = torch.full_like(batch["id"], -1)
-        return batch
+        return batch if counts else without_labels(batch)

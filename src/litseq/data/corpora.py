@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from litseq.data.readers import Columns, Pair, find_file, read_file, read_tables
+from litseq.data.readers import Columns, Pair, find_file, read_file, read_tables, sound_pairs
+from litseq.data.streams import HubStream, PairStream
 
 __all__ = [
     "BAD_LINES",
@@ -24,12 +25,14 @@ __all__ = [
     "cache_cut",
     "cache_demo",
     "cache_files",
+    "cache_head",
     "cache_hub",
     "default_cache_dir",
     "hub_splits",
     "iter_column",
     "open_arrow",
     "split_by_source",
+    "stream_hub",
 ]
 
 _FORMAT = 1  # part of every cache key: raise it when the same input gives other rows
@@ -168,6 +171,51 @@ def cache_hub(
         cache_dir / "text" / _key("hub", where, data._fingerprint, astuple(columns), *limit),
         columns.need_target,
         where,
+        bad=bad,
+    )
+
+
+def stream_hub(
+    name: str, *, config: str | None, splits: Sequence[str], columns: Columns
+) -> HubStream:
+    """Opens splits of a Hub dataset, one after the other, without storing them.
+
+    Args:
+        name: The dataset's name, or a local folder that ``datasets.load_dataset`` reads.
+        config: Name of its configuration.
+        splits: Names of the splits.
+        columns: Languages, columns, and whether the target is needed.
+
+    Raises:
+        ValueError: If the dataset cannot be loaded.
+    """
+    where = f"{name} ({config}) [{'+'.join(splits)}]" if config else f"{name} [{'+'.join(splits)}]"
+    with _explain_hub(where):
+        parts = [datasets.load_dataset(name, config, split=s, streaming=True) for s in splits]
+        data = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    return HubStream(data, where, columns)
+
+
+def cache_head(
+    stream: PairStream, num_pairs: int, *, max_bad_lines: int = 0, cache_dir: Path
+) -> Path:
+    """Reads the first pairs of a stream into a folder for ``open_arrow``.
+
+    Args:
+        stream: Where they come from.
+        num_pairs: How many at most.
+        max_bad_lines: As in ``cache_files``.
+        cache_dir: Where the folder is made.
+
+    Raises:
+        ValueError: If a line is faulty, or there is none.
+    """
+    bad, skip = _tolerate(max_bad_lines)
+    return _cache_pairs(
+        islice(sound_pairs(stream.pairs(), skip), num_pairs),
+        cache_dir / "text" / _key("head", stream.fingerprint, num_pairs, max_bad_lines),
+        True,
+        "train",
         bad=bad,
     )
 

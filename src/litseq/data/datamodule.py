@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from litseq.data.buckets import TokenBucketLoader
 from litseq.data.corpora import default_cache_dir
-from litseq.data.encoding import EncodedSplit, SubwordSampling
+from litseq.data.encoding import EncodedSplit, SubwordSampling, TextEncoder
 from litseq.data.filters import duplicate_rows, filter_pairs, review_pairs
 from litseq.data.prepare import SPLITS, Preparation, Prepared, Split
 from litseq.data.resumed_epoch import ResumedEpoch
+from litseq.data.stream_loader import PairFilter, StreamLoader
+from litseq.data.streams import PairStream
 from litseq.data.tokenizer import ModelType, Normalization, TranslationTokenizer
 
 __all__ = ["TranslationDataModule"]
@@ -101,6 +103,12 @@ class TranslationDataModule(L.LightningDataModule):
             datasets.
         allow_other_data: Whether a run may be resumed with training data that are not those of its
             checkpoint; the epoch then starts anew.
+        streaming: Whether training pairs are read, filtered and encoded while one trains, in every
+            epoch anew, rather than once before it: for a corpus that is not to be stored a second
+            time. A tokenizer is then learned from the first 2,000,000 pairs. ``num_workers`` should
+            be 1 at least. ``litseq.data.StreamLoader`` says more.
+        shuffle_buffer: With ``streaming``, pairs that are in memory at a time, of which batches are
+            made.
 
     Raises:
         ValueError: If arguments contradict each other.
@@ -146,6 +154,8 @@ class TranslationDataModule(L.LightningDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
         allow_other_data: bool = False,
+        streaming: bool = False,
+        shuffle_buffer: int = 100_000,
     ) -> None:
         super().__init__()
         # The module's hyperparameters go to the logger, where an equal name with another value
@@ -187,7 +197,14 @@ class TranslationDataModule(L.LightningDataModule):
             max_bad_lines=max_bad_lines,
             num_proc=num_proc,
             cache_dir=Path(cache_dir) if cache_dir else default_cache_dir(),
+            streaming=streaming,
         )
+        if streaming and drop_duplicates:
+            raise ValueError(
+                "drop_duplicates compares all pairs, which streaming never has; leave one out."
+            )
+        self._shuffle_buffer = shuffle_buffer
+        self._stream: PairStream | None = None
         self._subword_sampling = subword_sampling
         self._sampling_nbest = sampling_nbest
         self._max_src_len = max_src_len
@@ -211,6 +228,7 @@ class TranslationDataModule(L.LightningDataModule):
         """Finds before any work what would otherwise show after it, or in other words."""
         least = {"seed": 0, "num_workers": 0, "num_proc": 1, "max_chars": 1, "subword_sampling": 0}
         least |= {"vocab_size": 1, "max_tokens": 1, "max_sentences": 1, "eval_max_tokens": 1}
+        least["shuffle_buffer"] = 1
         least["max_bad_lines"] = 0
         most = dict.fromkeys(least, 2**31 - 1) | {"num_workers": 512, "num_proc": 512}
         if isinstance(self.hparams["max_tokens"], str):
@@ -260,9 +278,16 @@ class TranslationDataModule(L.LightningDataModule):
         vocabulary = f"{tokenizer.src_vocab_size:,} shared"
         if not tokenizer.shared:
             vocabulary = f"{tokenizer.src_vocab_size:,} source, {tokenizer.tgt_vocab_size:,} target"
+        langs = f"{tokenizer.src_lang}-{tokenizer.tgt_lang}"
+        if isinstance(loader, StreamLoader):
+            return (
+                f"{langs}: training pairs are streamed, {self._shuffle_buffer:,} at a time, "
+                f"vocabulary {vocabulary}; batches of at most max_tokens={loader.max_tokens:,} "
+                f"padded tokens."
+            )
         src, tgt = loader.efficiency()
         return (
-            f"{tokenizer.src_lang}-{tokenizer.tgt_lang}: {loader.num_examples:,} training pairs, "
+            f"{langs}: {loader.num_examples:,} training pairs, "
             f"{loader.num_tokens[0]:,} source and {loader.num_tokens[1]:,} target tokens, "
             f"vocabulary {vocabulary}; {len(loader):,} batches per epoch and device, each of at "
             f"most max_tokens={loader.max_tokens:,} padded tokens, {src:.1%} of them real in the "
@@ -302,6 +327,8 @@ class TranslationDataModule(L.LightningDataModule):
                 "the training data have changed since they were set up, and with them the "
                 "tokenizer, which the model knows by now; make a new TranslationDataModule."
             )
+        if self._preparation.streaming and stage in (None, "fit"):
+            self._stream = self._preparation.stream()
         for split in SPLITS if stage is None else _STAGES[stage]:
             folder = prepared.tokens.get(split)
             if folder and (split not in self._splits or self._splits[split].fingerprint != folder):
@@ -312,10 +339,11 @@ class TranslationDataModule(L.LightningDataModule):
                     self._review(split)
         if "train" in self._splits and stage in (None, "fit"):
             self._report_overlap(prepared)
+        if self._trains and stage in (None, "fit"):
             if self._max_tokens is not None:  # or else as soon as it is chosen
                 _say(logging.INFO, self.describe())
 
-    def train_dataloader(self) -> TokenBucketLoader:
+    def train_dataloader(self) -> TokenBucketLoader | StreamLoader:
         """Batches of the filtered training pairs, drawn anew in each epoch.
 
         Raises:
@@ -346,8 +374,14 @@ class TranslationDataModule(L.LightningDataModule):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """A hash of each split that is set up: of its texts and the tokenizer, not of any path."""
-        return {name: split.fingerprint for name, split in self._splits.items()}
+        """A hash of each split that is set up: of its texts and the tokenizer, not of any path.
+
+        Of a stream it is that of its beginning, and of the files' sizes.
+        """
+        found = {name: split.fingerprint for name, split in self._splits.items()}
+        if self._stream is not None:
+            found["train"] = self._stream.fingerprint
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs so as to refuse another tokenizer, and to make equal batches."""
@@ -386,7 +420,8 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _choose_max_tokens(self) -> None:
         """Asks the Trainer's callbacks; ``data`` itself knows neither model nor device."""
-        self._split("train")
+        if self._stream is None:
+            self._split("train")
         trainer = self.trainer
         if trainer is not None and trainer.state.fn == "fit":
             callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -401,8 +436,12 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _settle_max_tokens(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        if "train" in self._splits:
+        if self._trains:
             _say(logging.INFO, self.describe())
+
+    @property
+    def _trains(self) -> bool:
+        return "train" in self._splits or self._stream is not None
 
     def _check_tokenizer(self) -> None:
         now, then = self.state_dict(), self._expected
@@ -417,6 +456,8 @@ class TranslationDataModule(L.LightningDataModule):
     def _split(self, split: str) -> EncodedSplit:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        if split == "train" and self._stream is not None:
+            raise ValueError("train is streamed: its texts are not kept.")
         if split not in self._splits:
             source = "predict or test" if split == "predict" else split
             raise ValueError(
@@ -426,15 +467,6 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _open_split(self, split: Split, prepared: Prepared) -> EncodedSplit:
         texts, tokens = self._preparation.folders(prepared, split)
-        sampling = None
-        if split == "train" and self._subword_sampling > 0:
-            sampling = SubwordSampling(
-                tokenizer=self.tokenizer,
-                alpha=self._subword_sampling,
-                nbest_size=self._sampling_nbest,
-                seed=self._seed,
-                max_chars=self._max_chars,
-            )
         return EncodedSplit(
             texts,
             tokens,
@@ -442,7 +474,18 @@ class TranslationDataModule(L.LightningDataModule):
             max_tgt_len=self._max_tgt_len,
             pad_id=self.tokenizer.pad_id,
             with_target=split != "predict",
-            sampling=sampling,
+            sampling=self._sampling() if split == "train" else None,
+        )
+
+    def _sampling(self) -> SubwordSampling | None:
+        if self._subword_sampling == 0:
+            return None
+        return SubwordSampling(
+            tokenizer=self.tokenizer,
+            alpha=self._subword_sampling,
+            nbest_size=self._sampling_nbest,
+            seed=self._seed,
+            max_chars=self._max_chars,
         )
 
     def _filter_train(self) -> None:
@@ -496,9 +539,34 @@ class TranslationDataModule(L.LightningDataModule):
                         f"{split}: {shared:,} of {len(sources):,} sources also occur in train.",
                     )
 
-    def _train_loader(self, max_tokens: int) -> TokenBucketLoader:
+    def _train_loader(self, max_tokens: int) -> TokenBucketLoader | StreamLoader:
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader("train", max_tokens=max_tokens, shuffle=not overfit, even=True)
+        if self._stream is None:
+            return self._loader("train", max_tokens=max_tokens, shuffle=not overfit, even=True)
+        place = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return StreamLoader(
+            self._stream,
+            TextEncoder(self.tokenizer, self._max_chars),
+            PairFilter(
+                max_src_len=self._max_src_len,
+                max_tgt_len=self._max_tgt_len,
+                max_length_ratio=self._max_length_ratio,
+                max_chars=self._max_chars,
+                max_bad_lines=self._preparation.max_bad_lines,
+            ),
+            sampling=self._sampling(),
+            shuffle_buffer=self._shuffle_buffer,
+            max_tokens=max_tokens,
+            max_sentences=self._max_sentences,
+            shuffle=not overfit,
+            seed=self._seed,
+            num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
+            world_size=None if place is None else place["num_replicas"],
+            rank=None if place is None else place["rank"],
+            lookahead=0 if self.trainer is None else 1,
+            allow_other_data=self._allow_other_data,
+        )
 
     def _eval_loader(self, split: Split) -> TokenBucketLoader:
         max_tokens = self._eval_max_tokens or self._max_tokens or _EVAL_MAX_TOKENS

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from litseq.data.filters import SideCounts
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.types import Batch
 
-__all__ = ["EncodedSplit", "SubwordSampling", "cache_tokens"]
+__all__ = [
+    "EncodedSplit",
+    "SubwordSampling",
+    "TextEncoder",
+    "cache_tokens",
+    "counts_of",
+    "resample",
+    "sequences_of",
+]
 
 _FORMAT = 1  # part of every cache key: raise it when the same text gives other columns
 _ROWS_PER_PROCESS = 20_000  # below this a process costs more than it brings
@@ -54,7 +63,7 @@ def cache_tokens(
         data = open_arrow(texts)
         processes = num_proc or _choose_num_proc(len(data))
         data.with_format("arrow").map(
-            _Encoder(tokenizer, max_chars),
+            TextEncoder(tokenizer, max_chars),
             batched=True,
             remove_columns=data.column_names,
             features=_features("target" in data.column_names),
@@ -83,13 +92,19 @@ def _features(with_target: bool) -> datasets.Features:
 
 
 @dataclass(frozen=True)
-class _Encoder:
-    """What ``datasets.map`` calls; a class so that worker processes can be sent it."""
+class TextEncoder:
+    """What ``datasets.map`` calls; a class so that worker processes can be sent it.
+
+    Attributes:
+        tokenizer: Makes the ids.
+        max_chars: Characters of a text that are encoded at most.
+    """
 
     tokenizer: TranslationTokenizer
     max_chars: int
 
     def __call__(self, rows: Any) -> Any:  # noqa: ANN401 - a pyarrow.Table each
+        """Encodes the columns ``source`` and, where there is one, ``target``."""
         columns = self._encode("src", rows.column("source").to_pylist())
         if "target" in rows.column_names:
             columns |= self._encode("tgt", rows.column("target").to_pylist())
@@ -187,8 +202,7 @@ class EncodedSplit:
 
     def counts(self, side: str) -> SideCounts:
         """What was counted when ``src`` or ``tgt`` was encoded."""
-        names = {"tokens": "len", "unknown": "unk", "known": "known", "chars": "chars"}
-        return SideCounts(**{k: self.column(f"{side}_{name}") for k, name in names.items()})
+        return counts_of(self._tokens.data, side)
 
     def lengths(self, side: str) -> NDArray[np.int64]:
         """Token counts of ``src`` or ``tgt`` with EOS as batches have them, (N,)."""
@@ -211,46 +225,84 @@ class EncodedSplit:
         src = self._sequences(rows, "src")
         tgt = self._sequences(rows, "tgt") if self.with_target else None
         if self._sampling is not None:
-            self._resample(self._sampling, src, tgt, ids, epoch)
+            sources, targets = self.texts(ids.tolist())
+            resample(
+                self._sampling,
+                src,
+                tgt,
+                sources=sources,
+                targets=targets,
+                ids=ids,
+                epoch=epoch,
+                max_src_len=self._max_len["src"],
+                max_tgt_len=self._max_len["tgt"],
+            )
         return collate(src, tgt, ids=ids, pad_id=self._pad_id)
 
     def _sequences(self, rows: Any, side: str) -> list[NDArray[np.int32]]:  # noqa: ANN401
-        column = rows.column(side).combine_chunks()
-        ends = np.cumsum(column.value_lengths().to_numpy())
         limit = self._max_len[side]
         return [
-            _truncate(ids, limit) if len(ids) > limit else ids
-            for ids in np.split(column.flatten().to_numpy(), ends[:-1])
+            _truncate(ids, limit) if len(ids) > limit else ids for ids in sequences_of(rows, side)
         ]
 
-    def _resample(
-        self,
-        sampling: SubwordSampling,
-        src: list[NDArray[np.int32]],
-        tgt: list[NDArray[np.int32]] | None,
-        ids: NDArray[np.int64],
-        epoch: int,
-    ) -> None:
-        """Replaces sequences by random cuts of the same text, where these keep the limit."""
-        # Drawn from what a text is, not from a running state nor from the batch, so that neither
-        # resuming nor other batches change anything.
-        numbers = ids.tolist()
-        seeds = np.random.SeedSequence([sampling.seed, epoch]).generate_state(2, np.uint64).tolist()
-        sources, targets = self.texts(numbers)
-        sides = [("src", src, sources, sampling.tokenizer.sample_source, seeds[0])]
-        if tgt is not None and targets is not None:
-            sides.append(("tgt", tgt, targets, sampling.tokenizer.sample_target, seeds[1]))
-        for side, sequences, texts, sample, seed in sides:
-            cuts = sample(
-                [text[: sampling.max_chars] for text in texts],
-                alpha=sampling.alpha,
-                nbest_size=sampling.nbest_size,
-                seed=seed,
-                streams=numbers,
-            )
-            for i, cut in enumerate(cuts):
-                if len(cut) <= self._max_len[side]:
-                    sequences[i] = np.array(cut, dtype=np.int32)
+
+def counts_of(rows: Any, side: str) -> SideCounts:  # noqa: ANN401 - a pyarrow.Table
+    """What a ``TextEncoder`` counted in ``src`` or ``tgt``."""
+    names = {"tokens": "len", "unknown": "unk", "known": "known", "chars": "chars"}
+    return SideCounts(**{k: rows.column(f"{side}_{n}").to_numpy() for k, n in names.items()})
+
+
+def sequences_of(rows: Any, side: str) -> list[NDArray[np.int32]]:  # noqa: ANN401 - a pyarrow.Table
+    """The ids that a ``TextEncoder`` made of ``src`` or ``tgt``."""
+    column = rows.column(side).combine_chunks()
+    ends = np.cumsum(column.value_lengths().to_numpy())
+    return np.split(column.flatten().to_numpy(), ends[:-1]) if len(ends) else []
+
+
+def resample(
+    sampling: SubwordSampling,
+    src: list[NDArray[np.int32]],
+    tgt: list[NDArray[np.int32]] | None,
+    *,
+    sources: Sequence[str],
+    targets: Sequence[str] | None,
+    ids: NDArray[np.int64],
+    epoch: int,
+    max_src_len: int,
+    max_tgt_len: int,
+) -> None:
+    """Replaces sequences by random cuts of the same text, where these keep the limit.
+
+    A cut follows from seed, epoch and number of the row, not from a running state nor from the
+    batch: so neither resuming nor other batches change anything.
+
+    Args:
+        sampling: How to cut.
+        src: Source ids, B sequences; changed in place.
+        tgt: Target ids likewise; None where there is no target.
+        sources: Their texts.
+        targets: Their texts.
+        ids: Numbers of the rows, (B,).
+        epoch: Number of the epoch.
+        max_src_len: Source tokens at most, EOS counted.
+        max_tgt_len: Target tokens at most, EOS counted.
+    """
+    seeds = np.random.SeedSequence([sampling.seed, epoch]).generate_state(2, np.uint64).tolist()
+    tokenizer = sampling.tokenizer
+    sides = [(src, sources, tokenizer.sample_source, seeds[0], max_src_len)]
+    if tgt is not None and targets is not None:
+        sides.append((tgt, targets, tokenizer.sample_target, seeds[1], max_tgt_len))
+    for sequences, texts, sample, seed, limit in sides:
+        cuts = sample(
+            [text[: sampling.max_chars] for text in texts],
+            alpha=sampling.alpha,
+            nbest_size=sampling.nbest_size,
+            seed=seed,
+            streams=ids.tolist(),
+        )
+        for i, cut in enumerate(cuts):
+            if len(cut) <= limit:
+                sequences[i] = np.array(cut, dtype=np.int32)
 
 
 def _truncate(ids: NDArray[np.int32], limit: int) -> NDArray[np.int32]:

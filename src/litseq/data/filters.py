@@ -51,6 +51,11 @@ class FilterReport:
         """Pairs that are left."""
         return self.num_pairs - sum(self.dropped.values())
 
+    def __add__(self, other: "FilterReport") -> "FilterReport":
+        reasons = {**self.dropped, **other.dropped}
+        dropped = {r: self.dropped.get(r, 0) + other.dropped.get(r, 0) for r in reasons}
+        return FilterReport(self.num_pairs + other.num_pairs, dropped)
+
     def __str__(self) -> str:
         kept = f"{self.num_pairs:,} pairs, kept {self.num_kept:,}"
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.dropped.items() if n)

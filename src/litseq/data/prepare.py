@@ -16,7 +16,8 @@ import sentencepiece
 
 from litseq.data import corpora
 from litseq.data.encoding import cache_tokens
-from litseq.data.readers import Columns
+from litseq.data.readers import Columns, find_file
+from litseq.data.streams import FileStream, PairStream
 from litseq.data.tokenizer import TranslationTokenizer
 
 __all__ = ["SPLITS", "Preparation", "Prepared", "Split"]
@@ -77,6 +78,7 @@ class Preparation:
     max_bad_lines: int
     num_proc: int | None
     cache_dir: Path
+    streaming: bool = False
 
     def __post_init__(self) -> None:
         cuts = self.val_size or self.test_size
@@ -90,6 +92,12 @@ class Preparation:
         ):
             if files and size:
                 raise ValueError(f"give {name}={files!r} or {name}_size={size}, not both.")
+        if self.streaming and (self.is_demo or cuts):
+            what = "val_size and test_size cut" if cuts else "the demo is"
+            raise ValueError(
+                f"streaming reads train while one trains, and {what} made before it; give train, "
+                f"val and test as files or as splits of a dataset."
+            )
         if cuts and self.dataset is None and not self.train:
             raise ValueError("val_size and test_size cut the training data; give train too.")
 
@@ -115,6 +123,8 @@ class Preparation:
         tokenizer_folder = self._cache_tokenizer(found.get("train"))
         tokenizer = TranslationTokenizer.load(tokenizer_folder)
         texts = {split: folder for split, folder in found.items() if folder and split in wanted}
+        if self.streaming:
+            texts.pop("train", None)  # as far as the tokenizer was trained on
         tokens = {
             split: cache_tokens(
                 folder,
@@ -167,6 +177,25 @@ class Preparation:
             self.cache_dir / "tokens" / prepared.tokens[split],
         )
 
+    def stream(self) -> PairStream:
+        """The training pairs, to be read while one trains.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If there are none, or the dataset cannot be loaded.
+        """
+        columns = self._columns(need_target=True)
+        if self.dataset is not None:
+            names = self._hub_names("train")
+            if not names:
+                raise ValueError(f"dataset {self.dataset} has no training split; name it: train.")
+            return corpora.stream_hub(
+                self.dataset, config=self.dataset_config, splits=names, columns=columns
+            )
+        if not self.train:
+            raise ValueError("streaming needs train: files, or splits of a dataset.")
+        return FileStream([find_file(name, columns) for name in self._given("train")], columns)
+
     def load_tokenizer(self, prepared: Prepared) -> TranslationTokenizer:
         """The tokenizer that the ids were made with, for the languages of these data."""
         tokenizer = TranslationTokenizer.load(self.cache_dir / "tokenizers" / prepared.tokenizer)
@@ -203,6 +232,8 @@ class Preparation:
 
     def _cache_texts(self, split: Split) -> Path | None:
         """The folder of a split's texts; None where no data are named for it."""
+        if split == "train" and self.streaming:
+            return self._cache_head()
         if split == "predict":
             if self.predict is None:
                 return self._cache_texts("test")
@@ -215,24 +246,47 @@ class Preparation:
         return self._cache_cut(split) if sizes[split] else self._cache_given(split)
 
     def _cache_given(self, split: corpora.Part) -> Path | None:
-        given: Files = {"train": self.train, "val": self.val, "test": self.test}[split]
         if self.dataset is None:
-            return None if given is None else self._cache_files(given, need_target=True)
-        if given is None:
-            there = corpora.hub_splits(self.dataset, self.dataset_config)
-            given = next((name for name in _HUB_NAMES[split] if name in there), None)
-        if given is None:
+            given = self._given(split)
+            return self._cache_files(given, need_target=True) if given else None
+        names = "+".join(self._hub_names(split))  # the Hub's way to join
+        if not names:
             return None
         folder = corpora.cache_hub(
             self.dataset,
             config=self.dataset_config,
-            split="+".join(given) if isinstance(given, list) else given,  # the Hub's way to join
+            split=names,
             columns=self._columns(need_target=True),
             max_bad_lines=self.max_bad_lines,
             cache_dir=self.cache_dir,
         )
-        _warn_of_bad_lines(folder, f"{self.dataset} [{given}]")
+        _warn_of_bad_lines(folder, f"{self.dataset} [{names}]")
         return folder
+
+    def _given(self, split: corpora.Part) -> list[str]:
+        given: Files = {"train": self.train, "val": self.val, "test": self.test}[split]
+        return [given] if isinstance(given, str) else given or []
+
+    def _hub_names(self, split: corpora.Part) -> list[str]:
+        """The splits of the dataset that are meant; none, if it has none of that kind."""
+        assert self.dataset is not None
+        if given := self._given(split):
+            return given
+        there = corpora.hub_splits(self.dataset, self.dataset_config)
+        return [name for name in _HUB_NAMES[split] if name in there][:1]
+
+    def _cache_head(self) -> Path | None:
+        """What the tokenizer learns from, if one is to be trained; finds missing files anyway."""
+        stream = self.stream()
+        if self.tokenizer is not None:
+            return None
+        _log.info("streaming: the tokenizer learns from the first %d pairs.", _MAX_TOKENIZER_PAIRS)
+        return corpora.cache_head(
+            stream,
+            _MAX_TOKENIZER_PAIRS,
+            max_bad_lines=self.max_bad_lines,
+            cache_dir=self.cache_dir,
+        )
 
     def _cache_files(self, names: str | list[str], *, need_target: bool) -> Path:
         folder = corpora.cache_files(

@@ -16,7 +16,17 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from litseq.data.drift import Drift
 
-__all__ = ["Columns", "Pair", "PairFile", "find_file", "read_file", "read_tables"]
+__all__ = [
+    "Columns",
+    "Pair",
+    "PairFile",
+    "find_file",
+    "iter_file",
+    "iter_tables",
+    "read_file",
+    "read_tables",
+    "sound_pairs",
+]
 
 Pair = tuple[str, str | None]
 Kind = Literal["text", "tsv", "jsonl", "parquet"]
@@ -160,12 +170,22 @@ def read_file(
     Raises:
         ValueError: If the contents are not what they should be; names file and line.
     """
-    return _sound(_READERS[file.kind](file.paths, columns), skip)
+    return sound_pairs(iter_file(file, columns), skip)
 
 
-def _sound(
+def iter_file(file: PairFile, columns: Columns) -> Iterator[Pair | ValueError]:
+    """Reads as ``read_file`` does; an error, not raised, stands in the place of each bad line.
+
+    Raises:
+        ValueError: If not a line but the file is faulty.
+    """
+    return _READERS[file.kind](file.paths, columns)
+
+
+def sound_pairs(
     items: Iterable[Pair | ValueError], skip: Callable[[ValueError], None] | None
 ) -> Iterator[Pair]:
+    """The pairs among pairs and errors; ``skip`` is as in ``read_file``."""
     for item in items:
         if not isinstance(item, ValueError):
             yield item
@@ -307,7 +327,7 @@ def _read_parquet(paths: Sequence[Path], columns: Columns) -> Iterator[Pair | Va
             zipped = path.suffix == ".gz"
             parquet = pq.ParquetFile(pa.BufferReader(file.read()) if zipped else path)
         tables = (pa.Table.from_batches([batch]) for batch in parquet.iter_batches(_BATCH))
-        yield from _read_tables(tables, columns, str(path))
+        yield from iter_tables(tables, columns, str(path))
     except _PARQUET_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the operating system's own
@@ -333,13 +353,24 @@ def read_tables(
     Raises:
         ValueError: If a column is missing or holds something else than text; names the row.
     """
-    return _sound(_read_tables(tables, columns, where), skip)
+    return sound_pairs(iter_tables(tables, columns, where), skip)
 
 
-def _read_tables(
-    tables: Iterable[Any], columns: Columns, where: str
+def iter_tables(
+    tables: Iterable[Any], columns: Columns, where: str, *, first: int = 0
 ) -> Iterator[Pair | ValueError]:
-    row = 0
+    """Reads as ``read_tables`` does; an error, not raised, stands in the place of each bad row.
+
+    Args:
+        tables: One after the other.
+        columns: Which columns to read.
+        where: What error messages call the place.
+        first: Number of the first row.
+
+    Raises:
+        ValueError: If a column is missing.
+    """
+    row = first
     for table in tables:
         flat = table.flatten()  # translation: {en, de} becomes translation.en, translation.de
         names = columns.find(flat.column_names, where)

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from litseq.data.buckets import TokenBucketLoader
+from litseq.data.stream_loader import StreamLoader
 
 __all__ = ["ResumedEpoch"]
 
@@ -17,7 +18,7 @@ _COUNTS = ("ready", "started", "processed", "completed")
 
 
 class ResumedEpoch(Callback):
-    """Makes a Trainer count a resumed epoch as its ``TokenBucketLoader`` does.
+    """Makes a Trainer count a resumed epoch as its loader does, one of this package's.
 
     A Trainer counts steps. After a change of the number of ranks those that are done are other in
     number, and an epoch would be cut short, or validation left out at its end. The position itself
@@ -37,7 +38,7 @@ class ResumedEpoch(Callback):
         loop._load_combined_loader_states()
         loader, progress = trainer.train_dataloader, loop.epoch_loop.batch_progress
         # between two epochs the Trainer knows by itself what to do
-        if isinstance(loader, TokenBucketLoader) and loop.restarting:
+        if isinstance(loader, TokenBucketLoader | StreamLoader) and loop.restarting:
             if not progress.is_last_batch:
                 ahead = loader.position - progress.current.ready
                 for name in _COUNTS:
