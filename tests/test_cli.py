@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import yaml
 
 from command_line import error_of, litseq
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "fit": ("--ckpt_path", "--trainer.max_epochs", "--model.help", "--data.help", "--config"),
     "validate": ("--ckpt_path", "--trainer.limit_val_batches", "--config"),
@@ -107,6 +109,7 @@ def test_fit_leaves_a_whole_run(fitted):
         "config.yaml",
         "hparams.yaml",
         "metrics.csv",
+        "provenance.yaml",
         "samples.tsv",
         "val/hypotheses.txt",
         "val/references.txt",
@@ -116,6 +119,33 @@ def test_fit_leaves_a_whole_run(fitted):
     assert {"train/loss", "train/lr", "train/grad_norm", "val/bleu", "val/nll"} <= set(
         lines(fitted.run / "metrics.csv")[0].split(",")
     )
+
+
+def test_tensorboard_shows_all_that_it_can(elsewhere):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ("--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1")
+    words += ("--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1")
+    overlay = ROOT / "configs" / "logger" / "tensorboard.yaml"
+    outcome = litseq("fit", "-c", ROOT / "configs" / "demo.yaml", "-c", overlay, *words)
+    assert outcome.status == 0, outcome.err
+    [folder] = (elsewhere / "lightning_logs" / "demo").iterdir()
+    log = EventAccumulator(str(folder))
+    log.Reload()
+    tags = log.Tags()
+    assert {"train/loss", "train/lr", "val/loss", "val/bleu"} <= set(tags["scalars"])
+    assert any(tag.startswith("attention/") for tag in tags["images"])
+    texts = {
+        tag.removesuffix("/text_summary"): log.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
+        for tag in tags["tensors"]
+    }
+    assert "| hypothesis |" in texts["val/samples"]
+    assert "vocab_size:" in texts["config"]
+    assert texts["provenance"] == f"```yaml\n{(folder / 'provenance.yaml').read_text()}```"
+    assert yaml.safe_load((folder / "provenance.yaml").read_text())["data"].keys() == {
+        "train",
+        "val",
+    }
 
 
 def test_fit_says_what_it_reads_and_where_it_writes(fitted):

@@ -1,4 +1,4 @@
-"""What a run of the command line leaves about itself: its configuration, on disk and in W&B."""
+"""What a run of the command line leaves about itself, on disk and in its loggers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -37,11 +37,13 @@ class SaveRunConfig(SaveConfigCallback):
     Lightning's own saves for every command, into a folder that W&B runs share, and gives up when a
     file is there already.
 
-    A W&B run gets it as its config, to filter and group by, with the vocabulary's sizes and
-    ``provenance``: versions, the commit of the folder that it runs in, hashes of data and
-    tokenizer; as the file ``litseq.yaml``, to train with again (``config.yaml`` is W&B's own); and,
-    at the end, the best score and sacreBLEU's signatures in its summary. Whatever is named like a
-    password stays out of all.
+    Beside it ``provenance.yaml`` says what the run began with: versions, the commit of the folder
+    that it runs in, hashes of data and tokenizer. TensorBoard gets both as texts.
+
+    A W&B run gets the configuration as its config, to filter and group by, with the vocabulary's
+    sizes and ``provenance``; as the file ``litseq.yaml``, to train with again (``config.yaml`` is
+    W&B's own); and, at the end, the best score and sacreBLEU's signatures in its summary. Whatever
+    is named like a password stays out of all.
     """
 
     _folder: Path | None = None  # known when training is about to begin
@@ -82,12 +84,24 @@ class SaveRunConfig(SaveConfigCallback):
 
     # Not on_fit_start: after it Lightning logs the hyperparameters without the vocabulary.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells W&B."""
+        """Says with what it trains: in the run's folder, to TensorBoard and to W&B."""
+        if self._folder is None or not trainer.is_global_zero:
+            return
+        origin = provenance(trainer)
+        path = self._folder / "provenance.yaml"
+        if not path.exists():  # a run that goes on
+            with whole_file(path) as file:
+                yaml.safe_dump(origin, file, sort_keys=False)
+        config = _at_home(without_secrets(yaml.safe_load(self.parser.dump(self.config))))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, content in {"config": config, "provenance": origin}.items():
+                    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+                    logger.experiment.add_text(name, f"```yaml\n{text}```", trainer.global_step)
         for logger in _wandb_loggers(trainer):
-            config = _at_home(without_secrets(yaml.safe_load(self.parser.dump(self.config))))
             run = logger.experiment
             run.config.update(config, allow_val_change=True)
-            logger.log_hyperparams({**pl_module.hparams, "provenance": provenance(trainer)})
+            logger.log_hyperparams({**pl_module.hparams, "provenance": origin})
             path = Path(run.dir) / "litseq.yaml"
             if path.parent.is_dir():  # a disabled run has none
                 text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -313,6 +313,19 @@ CASES = [
     ),
     option("--data.tokenizer nowhere.model", r"no tokenizer at nowhere\.model; give a folder, a"),
     option("--data.val_size 3", "not both"),
+    option("--data.shuffle_buffer 0", "shuffle_buffer must be at least 1, got 0"),
+    option(
+        "--data.streaming true --data.drop_duplicates true",
+        "drop_duplicates compares all pairs, which streaming never has; leave one out",
+    ),
+    option(
+        "--data.streaming true --data.val null --data.val_size 3",
+        "streaming reads train while one trains, but val_size and test_size cut it before; give",
+    ),
+    option(
+        "--data.streaming true --model.schedule cosine",
+        "needs the number of steps of the run; set max_steps, or max_epochs where data are not",
+    ),
     option("--model.num_decoder_layers 0", "num_decoder_layers must be at least 1, got 0"),
     option("--model.dim_feedforward -3", "dim_feedforward must be at least 1, got -3"),
     option(

@@ -85,10 +85,11 @@ def pair(
     de: bytes | Callable[[World], bytes] | None = DE,
     check: Callable[[World, Outcome], str] | None = None,
     more: str = "",
+    keeps: str = "",
 ) -> Case:
     files = {f"bad.{lang}": text for lang, text in (("en", en), ("de", de)) if text is not None}
     words = f"fit {{data}} --data.train bad {more}"
-    return Case(name, "text", wrong, words, expect, make=writer(files), check=check)
+    return Case(name, "text", wrong, words, expect, make=writer(files), check=check, keeps=keeps)
 
 
 def translated(name: str, wrong: str, text: bytes, expect: str = WORKS) -> Case:
@@ -318,6 +319,31 @@ CASES = [
         en=lambda w: b"caf\xe9\n" * 3 + EN(w),
         de=lambda w: b"x\n" * 3 + DE(w),
         more="--data.max_bad_lines 2",
+    ),
+    pair(
+        "streamed",
+        "streaming: bytes that are not UTF-8",
+        r"bad\.en:301: byte 4 of the line is 0xe9, which is not UTF-8; convert the file",
+        en=lambda w: EN(w) + b"caf\xe9\n",
+        de=lambda w: DE(w) + b"x\n",
+        more="--data.streaming true",
+    ),
+    pair(
+        "streamed-known",
+        "streaming with a tokenizer: bytes that are not UTF-8, found while one trains",
+        r"bad\.en:301: byte 4 of the line is 0xe9, which is not UTF-8; convert the file",
+        en=lambda w: EN(w) + b"caf\xe9\n",
+        de=lambda w: DE(w) + b"x\n",
+        more="--data.streaming true --data.tokenizer {ckpt} --data.num_workers 1",
+        keeps="runs/tiny/",  # it has begun
+    ),
+    pair(
+        "streamed-drift",
+        "streaming with a tokenizer: a line too few, found at the end",
+        r"bad\.en has 300 lines and bad\.de has 299; line N of one must translate line N",
+        de=lambda w: DE(w).partition(b"\n")[2],
+        more="--data.streaming true --data.tokenizer {ckpt}",
+        keeps="runs/tiny/",
     ),
     pair(
         "twice",

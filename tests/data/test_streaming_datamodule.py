@@ -144,8 +144,8 @@ def test_max_tokens_is_chosen_for_a_stream_too(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val": None, "val_size": 5}, "streaming reads train while one trains, and val_size"),
-        ({"dataset": "demo"}, "and the demo is made before it; give train"),
+        ({"val": None, "val_size": 5}, "streaming reads train while one trains, but val_size"),
+        ({"dataset": "demo"}, "but the demo is prepared as a whole; give train"),
         ({"drop_duplicates": True}, "drop_duplicates compares all pairs"),
         ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
     ],

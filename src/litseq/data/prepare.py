@@ -93,10 +93,14 @@ class Preparation:
             if files and size:
                 raise ValueError(f"give {name}={files!r} or {name}_size={size}, not both.")
         if self.streaming and (self.is_demo or cuts):
-            what = "val_size and test_size cut" if cuts else "the demo is"
+            reason = (
+                "val_size and test_size cut it before"
+                if cuts
+                else "the demo is prepared as a whole"
+            )
             raise ValueError(
-                f"streaming reads train while one trains, and {what} made before it; give train, "
-                f"val and test as files or as splits of a dataset."
+                f"streaming reads train while one trains, but {reason}; give train, val and test "
+                f"as files or as splits of a dataset."
             )
         if cuts and self.dataset is None and not self.train:
             raise ValueError("val_size and test_size cut the training data; give train too.")
