@@ -92,14 +92,14 @@ class SaveRunConfig(SaveConfigCallback):
         if not path.exists():  # a run that goes on
             with whole_file(path) as file:
                 yaml.safe_dump(origin, file, sort_keys=False)
-        config = _at_home(without_secrets(yaml.safe_load(self.parser.dump(self.config))))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                for name, content in {"config": config, "provenance": origin}.items():
+                texts = {"config": self._shown_config(), "provenance": origin}
+                for name, content in texts.items():
                     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
                     logger.experiment.add_text(name, f"```yaml\n{text}```", trainer.global_step)
         for logger in _wandb_loggers(trainer):
-            run = logger.experiment
+            run, config = logger.experiment, self._shown_config()
             run.config.update(config, allow_val_change=True)
             logger.log_hyperparams({**pl_module.hparams, "provenance": origin})
             path = Path(run.dir) / "litseq.yaml"
@@ -107,6 +107,9 @@ class SaveRunConfig(SaveConfigCallback):
                 text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
                 path.write_text(text, encoding="utf-8")
                 run.save(str(path), base_path=str(path.parent), policy="now")
+
+    def _shown_config(self) -> Any:  # noqa: ANN401 - a nested dict
+        return _at_home(without_secrets(yaml.safe_load(self.parser.dump(self.config))))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells W&B the best score and how scores were computed; it keeps the last by itself."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from litseq.callbacks import MemoryCheck
 from litseq.data import StreamLoader, TranslationDataModule
+from tiny_tasks import tiny_trainer
 
 NUM_PAIRS = 90
 
@@ -62,12 +63,9 @@ class Recorder(L.LightningModule):
 
 
 def fit(folder, tmp_path, *, ckpt_path=None, data=None, **options):
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     defaults = {"max_epochs": 2, "num_sanity_val_steps": 0}
     defaults["enable_checkpointing"] = "callbacks" in options
-    trainer = L.Trainer(
-        accelerator="cpu", default_root_dir=tmp_path, **quiet, **(defaults | options)
-    )
+    trainer = tiny_trainer(tmp_path, **(defaults | options))
     module = Recorder()
     data = data or make(folder)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)

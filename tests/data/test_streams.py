@@ -201,6 +201,16 @@ def test_another_buffer_starts_the_epoch_anew(folder, tokenizer, caplog):
     assert sorted(i for b in contents(other) for i in b["id"]) == list(range(NUM_PAIRS))
 
 
+def test_a_run_that_a_bad_line_stopped_goes_on_with_more_of_them_allowed(folder, tokenizer):
+    stream = from_files(folder, "all")
+    loader = make(stream, tokenizer)
+    batches = iter(loader)
+    done = [content(next(batches)) for _ in range(3)]
+    other = make(stream, tokenizer, max_bad_lines=9)
+    other.load_state_dict(loader.state_dict())
+    assert done + contents(other) == contents(make(stream, tokenizer))
+
+
 def test_other_data_are_refused(folder, tokenizer):
     state = make(from_files(folder, "all"), tokenizer).state_dict()
     other = from_files(folder, "one.tsv")
@@ -236,8 +246,7 @@ def test_a_bad_line_is_one_clear_error(folder, tokenizer, num_workers, caplog):
     with pytest.raises(ValueError, match=r"^\S*bad.tsv:18: expected source and target"):
         list(make(stream, tokenizer, **options))
     for most in (1, 2):
-        limits = PairFilter(100, 100, None, 5000, max_bad_lines=most)
-        loader = make(stream, tokenizer, pair_filter=limits, **options)
+        loader = make(stream, tokenizer, max_bad_lines=most, **options)
         if most == 1:
             with pytest.raises(ValueError, match=r"^\S*bad.tsv:31: byte 4 of the line is 0xe9"):
                 list(loader)
@@ -287,6 +296,7 @@ def test_the_largest_batch_is_the_largest_there_can_be(folder, tokenizer):
         ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
         ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         ({"lookahead": 2}, "lookahead must be 0 or 1, got 2"),
+        ({"rank": 1}, "give both or none of world_size=None and rank=1"),
     ],
 )
 def test_bad_options(folder, tokenizer, options, message):

@@ -1,17 +1,21 @@
 """A loader of length-bucketed batches that can resume, with any number of ranks."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from litseq.data.collate import IGNORED_LABEL
+from litseq.data.loading import (
+    EpochSetter,
+    check_place,
+    locate_rank,
+    makes_same_batches,
+    without_labels,
+)
 from litseq.data.plans import (
     BatchPlan,
     Ints,
@@ -22,18 +26,7 @@ from litseq.data.plans import (
 )
 from litseq.types import Batch
 
-__all__ = [
-    "BatchPlan",
-    "EpochSetter",
-    "LoadBatch",
-    "TokenBucketLoader",
-    "locate_rank",
-    "makes_same_batches",
-    "plan_batches",
-    "without_labels",
-]
-
-_log = logging.getLogger(__name__)
+__all__ = ["BatchPlan", "LoadBatch", "TokenBucketLoader", "plan_batches"]
 
 LoadBatch = Callable[[Ints, int], Batch]
 
@@ -97,8 +90,7 @@ class TokenBucketLoader:
         data_fingerprint: str = "",
         allow_other_data: bool = False,
     ) -> None:
-        if (world_size is None) != (rank is None):
-            raise ValueError(f"give both or none of world_size={world_size} and rank={rank}.")
+        self._place = check_place(world_size, rank)
         src = np.asarray(src_lengths, dtype=np.int64)
         tgt = None if tgt_lengths is None else np.asarray(tgt_lengths, dtype=np.int64)
         check_lengths(src, tgt)
@@ -112,7 +104,6 @@ class TokenBucketLoader:
         self.shuffle = shuffle
         self._even = shuffle if even is None else even
         self.seed = seed
-        self._place = None if world_size is None or rank is None else (world_size, rank)
         check_limits(max_tokens, max_sentences)
         self._data = data_fingerprint
         self._allow_other_data = allow_other_data
@@ -314,65 +305,6 @@ class TokenBucketLoader:
         for lengths in (self._ids, self._src_lengths, self._tgt_lengths):
             digest.update(b"|" if lengths is None else lengths.astype("<i8").tobytes())
         return digest.hexdigest()
-
-
-def locate_rank() -> tuple[int, int]:
-    """World size and rank; to be read late, as loaders may be made before the process group."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size(), torch.distributed.get_rank()
-    return 1, 0
-
-
-def makes_same_batches(
-    then: Mapping[str, Any], now: Mapping[str, Any], *, allow_other_data: bool, say: bool
-) -> bool:
-    """Compares the state of a loader with the one that goes on, before its place is taken over.
-
-    Args:
-        then: The saved state; holds ``epoch``, ``data``, ``seed`` and ``fingerprint``.
-        now: The present state.
-        allow_other_data: Whether the data may be others.
-        say: Whether to warn that the epoch starts anew.
-
-    Raises:
-        ValueError: If the data are others and may not.
-    """
-    if then.get("data", now["data"]) != now["data"] and not allow_other_data:
-        raise ValueError(
-            f"the training data ({now['data']}) are not those of the checkpoint "
-            f"({then['data']}): use those, or set allow_other_data to go on with these "
-            f"from the start of epoch {then['epoch']}."
-        )
-    changes = [
-        f"{name} {then[name]} -> {now[name]}"
-        for name in ("seed", "fingerprint")
-        if then[name] != now[name]
-    ]
-    if then.get("world_size", 1) > 1:  # its batches depended on that
-        changes.append("written by an older litseq")
-    if changes and say:
-        _log.warning(
-            "the batches are not those of the checkpoint (%s): epoch %d starts anew.",
-            ", ".join(changes),
-            then["epoch"],
-        )
-    return not changes
-
-
-def without_labels(batch: Batch) -> Batch:
-    """A model's input like any other, but nothing is learned from it."""
-    if "labels" in batch:
-        batch["labels"] = torch.full_like(batch["labels"], IGNORED_LABEL)
-    if "id" in batch:
-        batch["id"] = torch.full_like(batch["id"], -1)
-    return batch
-
-
-class EpochSetter:
-    """Stands in for a batch sampler: the Trainer calls ``batch_sampler.sampler.set_epoch``."""
-
-    def __init__(self, loader: Any) -> None:  # noqa: ANN401 - whatever has set_epoch
-        self.sampler = loader
 
 
 _Item = tuple[int, Ints, bool]

@@ -1,7 +1,6 @@
 """Parallel text from files, the Hub or the demo: read once, kept in Arrow files, memory-mapped."""
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from litseq.data.readers import Columns, Pair, find_file, read_file, read_tables, sound_pairs
-from litseq.data.streams import HubStream, PairStream
+from litseq.data.streams import HubStream, PairStream, digest_of
 
 __all__ = [
     "BAD_LINES",
@@ -161,7 +160,7 @@ def cache_hub(
     Raises:
         ValueError: If the dataset cannot be loaded or lacks the columns.
     """
-    where = f"{name} ({config}) [{split}]" if config else f"{name} [{split}]"
+    where = _where(name, config, split)
     with _explain_hub(where):
         data = datasets.load_dataset(name, config, split=split)
     bad, skip = _tolerate(max_bad_lines)
@@ -189,7 +188,7 @@ def stream_hub(
     Raises:
         ValueError: If the dataset cannot be loaded.
     """
-    where = f"{name} ({config}) [{'+'.join(splits)}]" if config else f"{name} [{'+'.join(splits)}]"
+    where = _where(name, config, "+".join(splits))
     with _explain_hub(where):
         parts = [datasets.load_dataset(name, config, split=s, streaming=True) for s in splits]
         data = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
@@ -232,6 +231,10 @@ def hub_splits(name: str, config: str | None) -> list[str]:
     """
     with _explain_hub(name):
         return list(datasets.get_dataset_split_names(name, config))
+
+
+def _where(name: str, config: str | None, split: str) -> str:
+    return f"{name} ({config}) [{split}]" if config else f"{name} [{split}]"
 
 
 @contextmanager
@@ -341,7 +344,7 @@ def _hash(text: str, salt: bytes) -> int:
 
 
 def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps([_FORMAT, *parts]).encode()).hexdigest()[:32]
+    return digest_of(_FORMAT, *parts)
 
 
 def _digest(path: Path) -> str:

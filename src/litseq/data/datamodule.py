@@ -543,7 +543,6 @@ class TranslationDataModule(L.LightningDataModule):
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         if self._stream is None:
             return self._loader("train", max_tokens=max_tokens, shuffle=not overfit, even=True)
-        place = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return StreamLoader(
             self._stream,
             TextEncoder(self.tokenizer, self._max_chars),
@@ -552,20 +551,14 @@ class TranslationDataModule(L.LightningDataModule):
                 max_tgt_len=self._max_tgt_len,
                 max_length_ratio=self._max_length_ratio,
                 max_chars=self._max_chars,
-                max_bad_lines=self._preparation.max_bad_lines,
             ),
+            max_bad_lines=self._preparation.max_bad_lines,
             sampling=self._sampling(),
             shuffle_buffer=self._shuffle_buffer,
             max_tokens=max_tokens,
-            max_sentences=self._max_sentences,
             shuffle=not overfit,
-            seed=self._seed,
-            num_workers=self._num_workers,
-            pin_memory=torch.cuda.is_available(),
-            world_size=None if place is None else place["num_replicas"],
-            rank=None if place is None else place["rank"],
             lookahead=0 if self.trainer is None else 1,
-            allow_other_data=self._allow_other_data,
+            **self._loader_options(),
         )
 
     def _eval_loader(self, split: Split) -> TokenBucketLoader:
@@ -576,25 +569,31 @@ class TranslationDataModule(L.LightningDataModule):
         self, split: Split, *, max_tokens: int, shuffle: bool, even: bool
     ) -> TokenBucketLoader:
         data = self._split(split)
-        place = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return TokenBucketLoader(
             data.load_batch,
             data.lengths("src"),
             data.lengths("tgt") if data.with_target else None,
             ids=self._train_ids if split == "train" else None,
             max_tokens=max_tokens,
-            max_sentences=self._max_sentences,
             shuffle=shuffle,
             even=even,
-            seed=self._seed,
-            num_workers=self._num_workers,
             persistent_workers=True,
-            pin_memory=torch.cuda.is_available(),
-            world_size=None if place is None else place["num_replicas"],
-            rank=None if place is None else place["rank"],
             data_fingerprint=data.fingerprint,
-            allow_other_data=self._allow_other_data,
+            **self._loader_options(),
         )
+
+    def _loader_options(self) -> dict[str, Any]:
+        """What every loader is told alike."""
+        place = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return {
+            "max_sentences": self._max_sentences,
+            "seed": self._seed,
+            "num_workers": self._num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "world_size": None if place is None else place["num_replicas"],
+            "rank": None if place is None else place["rank"],
+            "allow_other_data": self._allow_other_data,
+        }
 
 
 @rank_zero_only

@@ -1,26 +1,31 @@
 """Batches out of a stream: for a corpus too large to be prepared beforehand."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from litseq.data.buckets import EpochSetter, locate_rank, makes_same_batches, without_labels
 from litseq.data.collate import collate
 from litseq.data.encoding import SubwordSampling, TextEncoder, counts_of, resample, sequences_of
 from litseq.data.filters import FilterReport, filter_pairs
+from litseq.data.loading import (
+    EpochSetter,
+    check_place,
+    locate_rank,
+    makes_same_batches,
+    without_labels,
+)
 from litseq.data.plans import Ints, check_limits, deal_batches, plan_batches
 from litseq.data.readers import Pair
-from litseq.data.streams import PairStream
+from litseq.data.streams import PairStream, digest_of
 from litseq.types import Batch
 
 __all__ = ["PairFilter", "StreamLoader"]
@@ -39,14 +44,12 @@ class PairFilter:
         max_tgt_len: Target tokens at most, EOS counted.
         max_length_ratio: Longer side over shorter side at most; None: any.
         max_chars: Characters of either side at most.
-        max_bad_lines: Lines of an epoch that may be unreadable.
     """
 
     max_src_len: int
     max_tgt_len: int
     max_length_ratio: float | None
     max_chars: int
-    max_bad_lines: int = 0
 
 
 class StreamLoader:
@@ -70,6 +73,8 @@ class StreamLoader:
         stream: Where pairs come from.
         encoder: Makes ids of their texts.
         pair_filter: Which of them are used.
+        max_bad_lines: So many lines of an epoch that cannot be read are left out, with a warning;
+            one more is an error.
         sampling: How to cut texts anew in each epoch; None: always alike.
         shuffle_buffer: Rows of a stretch, rounded up to a multiple of 16.
         max_tokens: Padded tokens per batch and device on its longer side.
@@ -95,6 +100,7 @@ class StreamLoader:
         encoder: TextEncoder,
         pair_filter: PairFilter,
         *,
+        max_bad_lines: int = 0,
         sampling: SubwordSampling | None = None,
         shuffle_buffer: int = 100_000,
         max_tokens: int,
@@ -122,13 +128,13 @@ class StreamLoader:
         self.seed = seed
         self._num_workers = num_workers
         self._pin_memory = pin_memory
-        self._given_place = None if world_size is None or rank is None else (world_size, rank)
+        self._given_place = check_place(world_size, rank)
         self._lookahead = lookahead
         self._allow_other_data = allow_other_data
-        self._parts = _Parts(stream, encoder, pair_filter, sampling, self._part)
-        self._data = _key(stream.fingerprint, encoder.tokenizer.fingerprint)
+        self._parts = _Parts(stream, encoder, pair_filter, max_bad_lines, sampling, self._part)
+        self._data = digest_of(stream.fingerprint, encoder.tokenizer.fingerprint)
         limits = [max_tokens, max_sentences, shuffle, self._part, astuple(pair_filter)]
-        self._fingerprint = _key(self._data, limits)
+        self._fingerprint = digest_of(self._data, limits)
         self._place = _Place(0)
         self._resuming = False
         self._reported = False
@@ -137,11 +143,6 @@ class StreamLoader:
     def batch_sampler(self) -> EpochSetter:
         """Where Lightning looks for ``sampler.set_epoch``."""
         return EpochSetter(self)
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the stream, as far as it is known, and of the tokenizer."""
-        return self._data
 
     @property
     def epoch(self) -> int:
@@ -174,7 +175,8 @@ class StreamLoader:
         self._resuming = False
         for batch, after in self._steps(self._place):
             if self._pin_memory:
-                batch = Batch(**{name: value.pin_memory() for name, value in batch.items()})  # type: ignore[typeddict-item, attr-defined]
+                tensors = cast(dict[str, Tensor], batch)
+                batch = cast(Batch, {name: value.pin_memory() for name, value in tensors.items()})
             if not self._lookahead:
                 self._place = after
             yield batch
@@ -253,24 +255,23 @@ class StreamLoader:
                 shuffle=self.shuffle,
                 seed=int(seed.generate_state(1)[0]),
             )
-            src, tgt = map(plan.efficiency, lengths)
-            self._report(
-                f"train, from row {stretch.row:,}: {stretch.report}; {len(plan):,} batches, of "
-                f"which {src:.1%} are real tokens in the source and {tgt:.1%} in the target."
-            )
+            if not self._reported:
+                src, tgt = map(plan.efficiency, lengths)
+                self._say(
+                    logging.INFO,
+                    f"train, from row {stretch.row:,}: {stretch.report}; {len(plan):,} batches, of "
+                    f"which {src:.1%} are real tokens in the source and {tgt:.1%} in the target.",
+                )
+                self._reported = True
             first = start.batch if stretch.row == start.row else 0
             for number, positions in list(enumerate(plan.batches()))[first:]:
-                yield (
-                    stretch,
-                    stretch.ids[positions],
-                    _Place(start.epoch, stretch.row, number, read),
-                )
+                place = _Place(start.epoch, stretch.row, number, read)
+                yield stretch, stretch.ids[positions], place
                 read += 1
-        if start.row == 0 and (total is None or total.num_kept == 0):
-            raise ValueError(f"no training pair is left: {total or '0 pairs'}.")
-        if start.row == 0:
-            self._reported = False
-            self._report(f"train, epoch {start.epoch}: {total}; {read:,} batches.")
+        if start.row == 0:  # the whole epoch was seen
+            if total is None or total.num_kept == 0:
+                raise ValueError(f"no training pair is left: {total or '0 pairs'}.")
+            self._say(logging.INFO, f"train, epoch {start.epoch}: {total}; {read:,} batches.")
 
     def _stretches(self, start: "_Place") -> Iterator["_Stretch"]:
         self._parts.epoch, self._parts.first = start.epoch, start.row
@@ -293,20 +294,14 @@ class StreamLoader:
                 if part.error is not None:
                     raise part.error
                 for message in part.bad:
-                    self._warn(message)
+                    self._say(logging.WARNING, f"left out: {message}")
             yield _Stretch(row, found)
             row += size * self._part
             size = _PARTS
 
-    def _report(self, message: str) -> None:
-        """Says so once: of the first stretch, and of the first epoch."""
-        if not self._reported and self._locate()[1] == 0:
-            _log.info("%s", message)
-        self._reported = True
-
-    def _warn(self, message: str) -> None:
+    def _say(self, level: int, message: str) -> None:
         if self._locate()[1] == 0:
-            _log.warning("left out: %s", message)
+            _log.log(level, "%s", message)
 
 
 @dataclass(frozen=True)
@@ -355,12 +350,14 @@ class _Parts(IterableDataset[_Part]):
         stream: PairStream,
         encoder: TextEncoder,
         pair_filter: PairFilter,
+        max_bad_lines: int,
         sampling: SubwordSampling | None,
         size: int,
     ) -> None:
         self._stream = stream
         self._encoder = encoder
         self._filter = pair_filter
+        self._max_bad_lines = max_bad_lines
         self._sampling = sampling
         self._size = size
         self.epoch = 0
@@ -376,8 +373,8 @@ class _Parts(IterableDataset[_Part]):
             try:
                 found = list(islice(pairs, self._size))
                 bad = [pair for pair in found if isinstance(pair, ValueError)]
-                if num_bad + len(bad) > self._filter.max_bad_lines:
-                    error = bad[self._filter.max_bad_lines - num_bad]
+                if num_bad + len(bad) > self._max_bad_lines:
+                    error = bad[self._max_bad_lines - num_bad]
                 num_bad += len(bad)
             except (ValueError, OSError) as raised:  # in a worker it would lose its first line
                 error = raised
@@ -399,14 +396,8 @@ class _Parts(IterableDataset[_Part]):
         sources, targets = [p[0] for _, p in sound], [p[1] or "" for _, p in sound]
         texts = {"source": pa.array(sources, pa.string()), "target": pa.array(targets, pa.string())}
         rows = self._encoder(pa.table(texts))
-        keep, report = filter_pairs(
-            counts_of(rows, "src"),
-            counts_of(rows, "tgt"),
-            max_src_len=self._filter.max_src_len,
-            max_tgt_len=self._filter.max_tgt_len,
-            max_length_ratio=self._filter.max_length_ratio,
-            max_chars=self._filter.max_chars,
-        )
+        counts = counts_of(rows, "src"), counts_of(rows, "tgt")
+        keep, report = filter_pairs(*counts, **asdict(self._filter))
         kept = rows.take(keep)
         sides = {side: sequences_of(kept, side) for side in ("src", "tgt")}
         if self._sampling is not None:
@@ -459,7 +450,3 @@ _NO_IDS = np.empty(0, dtype=np.int32)
 def _empty(error: Exception) -> _Part:
     none = np.empty(0, dtype=np.int64)
     return _Part(none, _NO_IDS, none, _NO_IDS, none, FilterReport(0, {}), error=error)
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -13,7 +13,7 @@ import datasets
 
 from litseq.data.readers import Columns, Pair, PairFile, iter_file, iter_tables
 
-__all__ = ["FileStream", "HubStream", "PairStream"]
+__all__ = ["FileStream", "HubStream", "PairStream", "digest_of"]
 
 _HEAD = 1 << 20  # bytes of a file that name it, with its size
 _ROWS = 1000  # rows of a Hub dataset in memory at a time
@@ -48,7 +48,7 @@ class FileStream:
         paths = [path for file in self.files for path in file.paths]
         heads = [hashlib.sha256(_head(path)).hexdigest() for path in paths]
         sizes = [path.stat().st_size for path in paths]
-        return _key(heads, sizes, astuple(self.columns))
+        return digest_of(heads, sizes, astuple(self.columns))
 
     def pairs(self, first: int = 0) -> Iterator[Pair | ValueError]:
         """The pairs from row ``first`` on; what is skipped is read but not kept."""
@@ -73,7 +73,7 @@ class HubStream:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the name and of the first pairs."""
-        return _key(self.where, [str(pair) for pair in islice(self.pairs(), 100)])
+        return digest_of(self.where, [str(pair) for pair in islice(self.pairs(), 100)])
 
     def pairs(self, first: int = 0) -> Iterator[Pair | ValueError]:
         """The pairs from row ``first`` on."""
@@ -87,5 +87,6 @@ def _head(path: Path) -> bytes:
         return file.read(_HEAD)
 
 
-def _key(*parts: object) -> str:
+def digest_of(*parts: object) -> str:
+    """A short hash of what JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
