@@ -1,4 +1,4 @@
-"""Attention pictures for a project that stands: one line added to its Trainer.
+"""Attention pictures for a project that stands: two lines added.
 
 The project is a plain LightningModule around nn.Transformer that learns to turn digits around; it
 knows nothing of litseq. Look for "# added". Half a minute on a CPU; the pictures lie in the run's

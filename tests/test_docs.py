@@ -97,7 +97,7 @@ def test_page_opens_from_disk(site, page, scheme):
 
 
 def test_chinese_pages_are_chinese(site):
-    for name in ("index.html", "lesson.html", "attention.html"):
+    for name in ("index.html", "lesson.html", "attention.html", "plug-in.html"):
         text = (site / "zh" / name).read_text()
         assert '<html lang="zh"' in text
         assert "看见注意力" in text
@@ -197,3 +197,13 @@ def test_chinese_code_is_the_english_code():
         return [re.sub(r"  #.*|\"\"\".*\"\"\"", "", block) for block in found]
 
     assert code("attention.zh.md") == code("attention.md")
+
+
+def test_chinese_plug_in_page_has_the_english_parts():
+    def parts(page):
+        text = (DOCS / page).read_text()
+        code = re.findall(r"^```\w*\n.*?^```|^ {4}\S.*?$", text, re.MULTILINE | re.DOTALL)
+        targets = sorted(re.findall(r"\]\(([^)]+)\)", text))
+        return code, targets, len(re.findall(r"^#+ ", text, re.MULTILINE))
+
+    assert parts("plug-in.zh.md") == parts("plug-in.md")
