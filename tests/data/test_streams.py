@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from litseq.data.encoding import SubwordSampling, TextEncoder
+from litseq.data.filters import PairFilter
 from litseq.data.readers import Columns, find_file
-from litseq.data.stream_loader import PairFilter, StreamLoader
+from litseq.data.stream_loader import StreamLoader
 from litseq.data.streams import FileStream, HubStream
 from litseq.data.tokenizer import TranslationTokenizer
 

@@ -1,25 +1,23 @@
 """The DataModule: from files, the Hub or the demo to batches for any sequence-to-sequence model."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from numpy.typing import NDArray
 
+from litseq.data.arguments import check_numbers
 from litseq.data.buckets import TokenBucketLoader
 from litseq.data.corpora import default_cache_dir
-from litseq.data.encoding import EncodedSplit, SubwordSampling, TextEncoder
-from litseq.data.filters import duplicate_rows, filter_pairs, review_pairs
-from litseq.data.prepare import SPLITS, Preparation, Prepared, Split
+from litseq.data.encoding import TextEncoder
+from litseq.data.filters import PairFilter
+from litseq.data.prepare import SPLITS, Preparation, Split
 from litseq.data.resumed_epoch import ResumedEpoch
-from litseq.data.stream_loader import PairFilter, StreamLoader
-from litseq.data.streams import PairStream
+from litseq.data.splits import OpenSplits
+from litseq.data.stream_loader import StreamLoader
 from litseq.data.tokenizer import ModelType, Normalization, TranslationTokenizer
 
 __all__ = ["TranslationDataModule"]
@@ -162,12 +160,7 @@ class TranslationDataModule(L.LightningDataModule):
         # would be an error.
         self.save_hyperparameters(logger=False)
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self._check_numbers()
-        for name, lang in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
-            if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", lang):
-                raise ValueError(
-                    f"{name} must be letters, digits, '.', '_' or '-', 100 at most, got {lang!r}."
-                )
+        check_numbers(self.hparams)
         self._preparation = Preparation(
             src_lang=src_lang,
             tgt_lang=tgt_lang,
@@ -199,19 +192,20 @@ class TranslationDataModule(L.LightningDataModule):
             cache_dir=Path(cache_dir) if cache_dir else default_cache_dir(),
             streaming=streaming,
         )
-        if streaming and drop_duplicates:
-            raise ValueError(
-                "drop_duplicates compares all pairs, which streaming never has; leave one out."
-            )
+        self._pair_filter = PairFilter(
+            max_src_len=max_src_len,
+            max_tgt_len=max_tgt_len,
+            max_length_ratio=max_length_ratio,
+            max_chars=max_chars,
+        )
+        self._splits = OpenSplits(
+            self._preparation,
+            self._pair_filter,
+            drop_duplicates=drop_duplicates,
+            subword_sampling=subword_sampling,
+            sampling_nbest=sampling_nbest,
+        )
         self._shuffle_buffer = shuffle_buffer
-        self._stream: PairStream | None = None
-        self._subword_sampling = subword_sampling
-        self._sampling_nbest = sampling_nbest
-        self._max_src_len = max_src_len
-        self._max_tgt_len = max_tgt_len
-        self._max_length_ratio = max_length_ratio
-        self._max_chars = max_chars
-        self._drop_duplicates = drop_duplicates
         self._max_tokens = None if max_tokens == "auto" else max_tokens  # None: not chosen yet
         self._max_sentences = max_sentences
         self._eval_max_tokens = eval_max_tokens
@@ -220,34 +214,7 @@ class TranslationDataModule(L.LightningDataModule):
         self._allow_other_data = allow_other_data
         self._tokenizer: TranslationTokenizer | None = None
         self._tokenizer_folder = ""
-        self._splits: dict[str, EncodedSplit] = {}
-        self._train_ids: NDArray[np.int64] | None = None
         self._expected: Mapping[str, Any] = {}
-
-    def _check_numbers(self) -> None:
-        """Finds before any work what would otherwise show after it, or in other words."""
-        least = {"seed": 0, "num_workers": 0, "num_proc": 1, "max_chars": 1, "subword_sampling": 0}
-        least |= {"vocab_size": 1, "max_tokens": 1, "max_sentences": 1, "eval_max_tokens": 1}
-        least["shuffle_buffer"] = 1
-        least["max_bad_lines"] = 0
-        most = dict.fromkeys(least, 2**31 - 1) | {"num_workers": 512, "num_proc": 512}
-        if isinstance(self.hparams["max_tokens"], str):
-            if self.hparams["max_tokens"] != "auto":
-                raise ValueError(
-                    f"max_tokens must be a number or auto, got {self.hparams['max_tokens']!r}."
-                )
-            del least["max_tokens"]
-        for name, minimum in least.items():
-            value = self.hparams[name]
-            if value is not None and not value >= minimum:  # NaN is not
-                raise ValueError(f"{name} must be at least {minimum}, got {value}.")
-            if value is not None and value > most[name]:
-                raise ValueError(f"{name} must be at most {most[name]:,}, got {value:,}.")
-        if self.hparams["model_type"] == "bpe" and self.hparams["subword_sampling"] > 1:
-            raise ValueError(
-                f"subword_sampling is a probability where model_type is bpe, got "
-                f"{self.hparams['subword_sampling']}; give one up to 1, such as 0.1."
-            )
 
     @property
     def tokenizer(self) -> TranslationTokenizer:
@@ -266,7 +233,7 @@ class TranslationDataModule(L.LightningDataModule):
         Returns:
             Sources and references; None where there are no references.
         """
-        return self._split(split).texts([int(i) for i in ids])
+        return self._splits.get(split).texts([int(i) for i in ids])
 
     def describe(self) -> str:
         """The training data and their batches in one line.
@@ -327,21 +294,11 @@ class TranslationDataModule(L.LightningDataModule):
                 "the training data have changed since they were set up, and with them the "
                 "tokenizer, which the model knows by now; make a new TranslationDataModule."
             )
-        if self._preparation.streaming and stage in (None, "fit"):
-            self._stream = self._preparation.stream()
-        for split in SPLITS if stage is None else _STAGES[stage]:
-            folder = prepared.tokens.get(split)
-            if folder and (split not in self._splits or self._splits[split].fingerprint != folder):
-                self._splits[split] = self._open_split(split, prepared)
-                if split == "train":
-                    self._filter_train()
-                else:
-                    self._review(split)
-        if "train" in self._splits and stage in (None, "fit"):
-            self._report_overlap(prepared)
-        if self._trains and stage in (None, "fit"):
+        wanted = SPLITS if stage is None else _STAGES[stage]
+        self._splits.open(wanted, prepared, self._tokenizer)
+        if self._splits.has_train and "train" in wanted:
             if self._max_tokens is not None:  # or else as soon as it is chosen
-                _say(logging.INFO, self.describe())
+                _say(self.describe())
 
     def train_dataloader(self) -> TokenBucketLoader | StreamLoader:
         """Batches of the filtered training pairs, drawn anew in each epoch.
@@ -378,10 +335,7 @@ class TranslationDataModule(L.LightningDataModule):
 
         Of a stream it is that of its beginning, and of the files' sizes.
         """
-        found = {name: split.fingerprint for name, split in self._splits.items()}
-        if self._stream is not None:
-            found["train"] = self._stream.fingerprint
-        return found
+        return self._splits.fingerprints
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs so as to refuse another tokenizer, and to make equal batches."""
@@ -420,8 +374,8 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _choose_max_tokens(self) -> None:
         """Asks the Trainer's callbacks; ``data`` itself knows neither model nor device."""
-        if self._stream is None:
-            self._split("train")
+        if self._splits.stream is None:
+            self._splits.get("train")
         trainer = self.trainer
         if trainer is not None and trainer.state.fn == "fit":
             callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -436,12 +390,8 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _settle_max_tokens(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        if self._trains:
-            _say(logging.INFO, self.describe())
-
-    @property
-    def _trains(self) -> bool:
-        return "train" in self._splits or self._stream is not None
+        if self._splits.has_train:
+            _say(self.describe())
 
     def _check_tokenizer(self) -> None:
         now, then = self.state_dict(), self._expected
@@ -453,107 +403,16 @@ class TranslationDataModule(L.LightningDataModule):
                 f"{then['tgt_vocab_size']}); set data.tokenizer to the checkpoint's path."
             )
 
-    def _split(self, split: str) -> EncodedSplit:
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
-        if split == "train" and self._stream is not None:
-            raise ValueError("train is streamed: its texts are not kept.")
-        if split not in self._splits:
-            source = "predict or test" if split == "predict" else split
-            raise ValueError(
-                f"there are no {split} data: give {source}, and call prepare_data() and setup()."
-            )
-        return self._splits[split]
-
-    def _open_split(self, split: Split, prepared: Prepared) -> EncodedSplit:
-        texts, tokens = self._preparation.folders(prepared, split)
-        return EncodedSplit(
-            texts,
-            tokens,
-            max_src_len=self._max_src_len,
-            max_tgt_len=self._max_tgt_len,
-            pad_id=self.tokenizer.pad_id,
-            with_target=split != "predict",
-            sampling=self._sampling() if split == "train" else None,
-        )
-
-    def _sampling(self) -> SubwordSampling | None:
-        if self._subword_sampling == 0:
-            return None
-        return SubwordSampling(
-            tokenizer=self.tokenizer,
-            alpha=self._subword_sampling,
-            nbest_size=self._sampling_nbest,
-            seed=self._seed,
-            max_chars=self._max_chars,
-        )
-
-    def _filter_train(self) -> None:
-        data = self._splits["train"]
-        duplicate = None
-        if self._drop_duplicates:
-            duplicate = duplicate_rows(data.column("src_hash"), data.column("tgt_hash"))
-        src, tgt = data.counts("src"), data.counts("tgt")
-        self._train_ids, report = filter_pairs(
-            src,
-            tgt,
-            max_src_len=self._max_src_len,
-            max_tgt_len=self._max_tgt_len,
-            max_length_ratio=self._max_length_ratio,
-            max_chars=self._max_chars,
-            duplicate=duplicate,
-        )
-        if report.num_kept == 0:
-            raise ValueError(f"no training pair is left: {report}.")
-        unknown = f"{src.unknown_rate:.2%} source, {tgt.unknown_rate:.2%} target"
-        _say(logging.INFO, f"train: {report}; unknown tokens: {unknown}.")
-
-    def _review(self, split: Split) -> None:
-        data = self._splits[split]
-        src = data.counts("src")
-        odd = review_pairs(
-            src,
-            data.counts("tgt") if data.with_target else None,
-            max_src_len=self._max_src_len,
-            max_tgt_len=self._max_tgt_len,
-            max_chars=self._max_chars,
-        )
-        _say(
-            logging.INFO,
-            f"{split}: {len(data):,} pairs; unknown tokens: {src.unknown_rate:.2%} source.",
-        )
-        if odd:
-            found = ", ".join(f"{n:,} {what}" for what, n in odd.items())
-            _say(logging.WARNING, f"{split}: {found}.")
-
-    def _report_overlap(self, prepared: Prepared) -> None:
-        """Scores on sentences that were trained on say little."""
-        train = self._splits["train"].column("src_hash")
-        for split in ("val", "test"):
-            if split in prepared.tokens:
-                data = self._splits.get(split) or self._open_split(split, prepared)
-                sources = data.column("src_hash")
-                if shared := int(np.count_nonzero(np.isin(sources, train))):
-                    _say(
-                        logging.WARNING,
-                        f"{split}: {shared:,} of {len(sources):,} sources also occur in train.",
-                    )
-
     def _train_loader(self, max_tokens: int) -> TokenBucketLoader | StreamLoader:
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        if self._stream is None:
+        if self._splits.stream is None:
             return self._loader("train", max_tokens=max_tokens, shuffle=not overfit, even=True)
         return StreamLoader(
-            self._stream,
-            TextEncoder(self.tokenizer, self._max_chars),
-            PairFilter(
-                max_src_len=self._max_src_len,
-                max_tgt_len=self._max_tgt_len,
-                max_length_ratio=self._max_length_ratio,
-                max_chars=self._max_chars,
-            ),
+            self._splits.stream,
+            TextEncoder(self.tokenizer, self._pair_filter.max_chars),
+            self._pair_filter,
             max_bad_lines=self._preparation.max_bad_lines,
-            sampling=self._sampling(),
+            sampling=self._splits.sampling(self.tokenizer),
             shuffle_buffer=self._shuffle_buffer,
             max_tokens=max_tokens,
             shuffle=not overfit,
@@ -568,12 +427,12 @@ class TranslationDataModule(L.LightningDataModule):
     def _loader(
         self, split: Split, *, max_tokens: int, shuffle: bool, even: bool
     ) -> TokenBucketLoader:
-        data = self._split(split)
+        data = self._splits.get(split)
         return TokenBucketLoader(
             data.load_batch,
             data.lengths("src"),
             data.lengths("tgt") if data.with_target else None,
-            ids=self._train_ids if split == "train" else None,
+            ids=self._splits.train_ids if split == "train" else None,
             max_tokens=max_tokens,
             shuffle=shuffle,
             even=even,
@@ -597,5 +456,5 @@ class TranslationDataModule(L.LightningDataModule):
 
 
 @rank_zero_only
-def _say(level: int, message: str) -> None:
-    _log.log(level, "%s", message)
+def _say(message: str) -> None:
+    _log.info("%s", message)

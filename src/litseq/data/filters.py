@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FilterReport", "SideCounts", "duplicate_rows", "filter_pairs", "review_pairs"]
+__all__ = [
+    "FilterReport",
+    "PairFilter",
+    "SideCounts",
+    "duplicate_rows",
+    "filter_pairs",
+    "review_pairs",
+]
 
 Counts = NDArray[np.integer[Any]]
 
@@ -60,6 +67,23 @@ class FilterReport:
         kept = f"{self.num_pairs:,} pairs, kept {self.num_kept:,}"
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.dropped.items() if n)
         return f"{kept}: {reasons}" if reasons else kept
+
+
+@dataclass(frozen=True)
+class PairFilter:
+    """Which pairs are trained on, as ``filter_pairs`` says; without looking at others.
+
+    Attributes:
+        max_src_len: Source tokens at most, EOS counted.
+        max_tgt_len: Target tokens at most, EOS counted.
+        max_length_ratio: Longer side over shorter side at most; None: any.
+        max_chars: Characters of either side at most.
+    """
+
+    max_src_len: int
+    max_tgt_len: int
+    max_length_ratio: float | None
+    max_chars: int
 
 
 def filter_pairs(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -56,7 +57,7 @@ class Preparation:
     """What is to be prepared; the arguments are those of ``TranslationDataModule``.
 
     Raises:
-        ValueError: If arguments contradict each other.
+        ValueError: If arguments contradict each other, or a language has an odd name.
     """
 
     src_lang: str
@@ -81,6 +82,11 @@ class Preparation:
     streaming: bool = False
 
     def __post_init__(self) -> None:
+        for name, lang in (("src_lang", self.src_lang), ("tgt_lang", self.tgt_lang)):
+            if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", lang):
+                raise ValueError(
+                    f"{name} must be letters, digits, '.', '_' or '-', 100 at most, got {lang!r}."
+                )
         cuts = self.val_size or self.test_size
         if self.is_demo and (self.train or self.val or self.test or cuts):
             raise ValueError(

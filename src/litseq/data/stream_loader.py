@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from litseq.data.collate import collate
 from litseq.data.encoding import SubwordSampling, TextEncoder, counts_of, resample, sequences_of
-from litseq.data.filters import FilterReport, filter_pairs
+from litseq.data.filters import FilterReport, PairFilter, filter_pairs
 from litseq.data.loading import (
     EpochSetter,
     check_place,
@@ -28,28 +28,11 @@ from litseq.data.readers import Pair
 from litseq.data.streams import PairStream, digest_of
 from litseq.types import Batch
 
-__all__ = ["PairFilter", "StreamLoader"]
+__all__ = ["StreamLoader"]
 
 _log = logging.getLogger(__name__)
 
 _PARTS = 16  # of the shuffle buffer; one is read, encoded and sent to the training process at once
-
-
-@dataclass(frozen=True)
-class PairFilter:
-    """Which pairs are trained on, as ``filter_pairs`` says; without looking at others.
-
-    Attributes:
-        max_src_len: Source tokens at most, EOS counted.
-        max_tgt_len: Target tokens at most, EOS counted.
-        max_length_ratio: Longer side over shorter side at most; None: any.
-        max_chars: Characters of either side at most.
-    """
-
-    max_src_len: int
-    max_tgt_len: int
-    max_length_ratio: float | None
-    max_chars: int
 
 
 class StreamLoader:
