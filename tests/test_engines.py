@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from command_line import error_of, litseq
-from litseq import RnnAttentionSeq2Seq, RnnSeq2Seq
+from litseq import RnnAttentionSeq2Seq, RnnSeq2Seq, Seq2Seq
 from litseq.data.collate import collate
 from litseq.decoding import SearchOptions
 from litseq.engines import CTranslate2Translator, Exported, load_exported, write_exported
@@ -57,7 +57,14 @@ VARIANTS = {
     "two vocabularies": {"shared": False},
     "all apart": {"share_embeddings": False, "tie_output": False, "activation": "gelu"},
     "swish": {"activation": "swish"},
-}
+    # two thirds as wide, as a gate is meant; products of weights as large as these round coarser
+    "gated": {"gated": True, "dim_feedforward": 16},
+    "gated, gelu": {"activation": "gelu", "gated": True, "dim_feedforward": 16},
+    "gated, swish": {"activation": "swish", "gated": True, "dim_feedforward": 16},
+    "gated, swish, pre-norm": {
+        "activation": "swish", "gated": True, "dim_feedforward": 16, "norm_first": True,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
@@ -111,6 +118,17 @@ def test_export_leaves_the_model_alone(tmp_path):
         assert torch.equal(weight, before[name]), name
 
 
+def test_a_checkpoint_may_be_older_than_an_option(save, tmp_path):
+    model = make()
+    for name in ("activation", "gated"):
+        del model.hparams[name]
+    restored = Seq2Seq.load_from_checkpoint(save(model))
+    assert (restored.hparams.activation, restored.hparams.gated) == ("relu", False)
+    assert restored.translate(TEXTS) == model.translate(TEXTS)
+    report = verify.compare(restored, ctranslate2(model, tmp_path / "made"), texts=TEXTS)
+    assert report["equal_greedy"] == len(TEXTS)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -129,6 +147,7 @@ MODELS = {
     "rotary, pre-norm, last layer": {
         "positions": "rotary", "norm_first": True, "cross_attention": "last_layer",
     },
+    "gated": {"activation": "swish", "gated": True, "dim_feedforward": 16},
     "one vector": {"cls": RnnSeq2Seq, "num_layers": 2, "rnn_type": "lstm", "reverse_source": True},
     "two directions": {"cls": RnnSeq2Seq, "rnn_type": "tanh", "bidirectional": True},
     "attention": {"cls": RnnAttentionSeq2Seq, "num_layers": 2, "dropout": 0.1, "shared": False},

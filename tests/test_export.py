@@ -68,6 +68,7 @@ def test_marian_says_what_we_say(options, tmp_path):
         ("positions", "learned"),
         ("cross_attention", "last_layer"),
         ("scale_scores", False),
+        ("gated", True),
     ],
 )
 def test_what_marian_has_not_is_refused(option, value, tmp_path):

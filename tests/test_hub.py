@@ -25,9 +25,10 @@ TEXTS = SOURCES[:4]
         {"share_embeddings": False, "tie_output": False},
         {"shared": False},
         {"positions": "learned", "norm_first": True},
+        {"activation": "swish", "gated": True},
         {"cls": RnnSeq2Seq, "num_layers": 2, "rnn_type": "lstm"},
     ],
-    ids=["tied", "apart", "two vocabularies", "learned", "recurrent"],
+    ids=["tied", "apart", "two vocabularies", "learned", "gated", "recurrent"],
 )
 def test_a_folder_is_the_model(options, tmp_path):
     model = make(**options)

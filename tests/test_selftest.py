@@ -13,10 +13,13 @@ def table(out):
     return {line[:44].strip(): line.split()[-1] for line in out.splitlines() if "  " in line}
 
 
-@pytest.mark.parametrize("options", [{}, {"cls": RnnAttentionSeq2Seq, "dropout": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{"schedule": "linear"}, {"cls": RnnAttentionSeq2Seq, "dropout": 0.3}]
+)
 def test_a_sound_model(options, save):
     outcome = litseq("selftest", "--ckpt", save(make(**options)), "--device", "cpu")
     assert outcome.status == 0, outcome.err
+    assert "warm-up" not in outcome.err
     found = table(outcome.out)
     assert len(found) == 8
     assert set(found.values()) == {"holds"}

@@ -136,11 +136,16 @@ class TransformerSeq2Seq(Seq2Seq):
         num_heads: Heads of each attention; divides d_model.
         num_encoder_layers: Encoder layers.
         num_decoder_layers: Decoder layers.
-        dim_feedforward: Inner width of the feed-forward sub-layers.
+        dim_feedforward: Inner width of the feed-forward sub-layers, gated or not.
         dropout: Dropout on each sub-layer's output and on the embeddings.
         attention_dropout: Dropout on attention weights.
-        activation_dropout: Dropout after the activation of the feed-forward sub-layers.
+        activation_dropout: Dropout after the activation of the feed-forward sub-layers, and after
+            their gate.
         activation: What stands between the two linear maps of a feed-forward sub-layer.
+        gated: Multiplies the activation by a second linear map of the input (Shazeer 2020,
+            https://arxiv.org/abs/2002.05202): with swish SwiGLU, with gelu GEGLU, with relu ReGLU.
+            Such a sub-layer has half as many weights again; for equal size, make dim_feedforward
+            two thirds.
         norm_first: Layer norm before each sub-layer instead of after its residual.
         positions: Sinusoids or a learned vector per position, added to the embeddings; rotary,
             which turns the queries and keys of self-attention instead; or none.
@@ -165,6 +170,7 @@ class TransformerSeq2Seq(Seq2Seq):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         activation: Literal["relu", "gelu", "swish"] = "relu",
+        gated: bool = False,
         norm_first: bool = False,
         positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal",
         max_positions: int = 1024,
@@ -191,6 +197,7 @@ class TransformerSeq2Seq(Seq2Seq):
             attention_dropout=h.attention_dropout,
             activation_dropout=h.activation_dropout,
             activation=h.activation,
+            gated=h.gated,
             norm_first=h.norm_first,
             positions=h.positions,
             max_positions=h.max_positions,

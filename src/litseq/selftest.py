@@ -264,9 +264,9 @@ def _train(
 ) -> dict[str, Tensor]:
     """The gradient of one step, of the same sentences however they are shared out."""
     options = sample.model.hparams
-    model = Seq2Seq.load_from_checkpoint(
-        ckpt, hparams={name: 0.0 for name in _DROPOUTS if name in options}
-    ).train()
+    still = {name: 0.0 for name in _DROPOUTS if name in options}
+    # one step has no course of learning rates, and warns of none
+    model = Seq2Seq.load_from_checkpoint(ckpt, hparams={**still, "schedule": "constant"}).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -27,6 +27,7 @@ MODELS = {
     "transformer": transformer,
     "pre-norm": lambda: transformer(norm_first=True),
     "rotary": lambda: transformer(positions="rotary"),
+    "gated": lambda: transformer(activation="swish", gated=True),
     "ablated": lambda: transformer(scale_scores=False, cross_attention="last_layer"),
     "bahdanau": lambda: RnnAttention(V, **RECURRENT).eval(),
     "luong": lambda: RnnAttention(V, **RECURRENT, score="general").eval(),

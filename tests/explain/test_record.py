@@ -90,6 +90,7 @@ TRANSFORMERS = [
     {"positions": "none"},
     {"scale_scores": False},
     {"tie_output": False, "share_embeddings": False},
+    {"activation": "swish", "gated": True},
 ]
 
 

@@ -27,6 +27,10 @@ MODELS = {
         V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3,
         dim_feedforward=20, positions="rotary", max_positions=4,  # shorter than the sequences
     ),
+    "gated transformer": lambda: Transformer(
+        V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3,
+        dim_feedforward=20, activation="swish", gated=True,
+    ),
     "ablated transformer": lambda: Transformer(
         V, d_model=12, num_heads=3, num_encoder_layers=2, num_decoder_layers=3,
         dim_feedforward=20, positions="none", cross_attention="last_layer", scale_scores=False,

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from torch import nn
 
 from litseq.decoding import SearchOptions, generate
 from litseq.layers.positions import sinusoids
-from litseq.models.transformer import Transformer
+from litseq.models.transformer import FeedForward, Transformer
 
 B, S, T, D, H, V = 2, 7, 5, 12, 3, 23
 SIZES = {
@@ -22,6 +23,7 @@ VARIANTS = {
     "learned": {"positions": "learned"},
     "gelu": {"activation": "gelu"},
     "swish": {"activation": "swish", "norm_first": True},
+    "gated": {"activation": "swish", "gated": True},
     "separate": {"src_vocab_size": 17, "tie_output": False},
 }
 
@@ -52,7 +54,7 @@ def tgt():
 
 def copy_layer(theirs, ours):
     theirs.self_attn.load_state_dict(ours.self_attn.state_dict())
-    theirs.linear1.load_state_dict(ours.feed_forward.linear1.state_dict())
+    theirs.linear1 = copy.deepcopy(ours.feed_forward.linear1)  # of twice the width where gated
     theirs.linear2.load_state_dict(ours.feed_forward.linear2.state_dict())
     norms = [ours.self_attn_residual.norm]
     if hasattr(ours, "cross_attn"):
@@ -64,8 +66,11 @@ def copy_layer(theirs, ours):
 
 
 def test_logits_equal_torch_transformer(model, src, tgt, padding, request):
-    name = request.node.callspec.params["model"].get("activation", "relu")
+    options = request.node.callspec.params["model"]
+    name = options.get("activation", "relu")
     activation = nn.functional.silu if name == "swish" else name
+    if options.get("gated"):
+        activation = lambda x: nn.functional.silu(x[..., :20]) * x[..., 20:]  # noqa: E731
     norm_first = model.encoder_layers[0].self_attn_residual.norm_first
     theirs = nn.Transformer(
         D, H, 2, 3, 20, dropout=0.0, batch_first=True, norm_first=norm_first,
@@ -121,6 +126,68 @@ def test_parameter_count_of_the_paper(sizes, millions):
     encoder = 6 * (attention + feed_forward + 2 * norm)
     decoder = 6 * (2 * attention + feed_forward + 3 * norm)
     assert count == 37000 * d_model + encoder + decoder + 37000
+
+
+FORMULAS = {
+    "relu": lambda x: x.clamp(min=0),
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "swish": lambda x: x / (1 + torch.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_a_gated_feed_forward_is_the_paper_s_formula(activation):
+    torch.manual_seed(0)
+    layer = FeedForward(D, 20, activation=activation, gated=True).double()
+    w, v, w2 = (torch.randn(*shape).double() for shape in ((D, 20), (D, 20), (20, D)))
+    b, c, b2 = (torch.randn(size).double() for size in (20, 20, D))  # which the paper leaves out
+    layer.load_state_dict({
+        "linear1.weight": torch.cat((w, v), 1).T, "linear1.bias": torch.cat((b, c)),
+        "linear2.weight": w2.T, "linear2.bias": b2,
+    })  # fmt: skip
+    x = torch.randn(B, T, D).double()
+    inner = FORMULAS[activation](x @ w + b) * (x @ v + c)
+    dropped = []
+    layer.dropout.register_forward_pre_hook(lambda _, args: dropped.append(args[0]))
+    torch.testing.assert_close(layer(x), inner @ w2 + b2)
+    torch.testing.assert_close(dropped, [inner])
+
+
+def test_a_gate_takes_half_as_many_weights_again():
+    def weights(*args, **options):
+        layer = FeedForward(*args, **options)
+        return layer.linear1.weight.numel() + layer.linear2.weight.numel()
+
+    assert weights(D, 24) == 2 * D * 24
+    assert weights(D, 24, gated=True) == 3 * D * 24
+    assert weights(D, 16, gated=True) == weights(D, 24)
+    plain, gated = (
+        sum(p.numel() for p in Transformer(V, **SIZES, gated=gate).parameters())
+        for gate in (False, True)
+    )
+    assert gated - plain == (2 + 3) * (D * 20 + 20)  # in every layer one more matrix and bias
+
+
+def test_both_matrices_of_a_gate_begin_as_one_alone():
+    torch.manual_seed(0)
+    layer = FeedForward(40, 300, gated=True)
+    bound = math.sqrt(6 / (40 + 300))  # Glorot and Bengio (2010), of one matrix
+    for matrix in (*layer.linear1.weight.chunk(2), layer.linear2.weight):
+        assert 0.99 * bound < matrix.abs().max() <= bound
+        assert matrix.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert not layer.linear1.bias.any()
+
+
+def test_without_a_gate_names_shapes_and_draws_are_those_of_one_matrix():
+    torch.manual_seed(0)
+    layer = FeedForward(D, 20)
+    torch.manual_seed(0)
+    one, two = nn.Linear(D, 20), nn.Linear(20, D)
+    for linear in (one, two):
+        nn.init.xavier_uniform_(linear.weight)
+    assert layer.state_dict().keys() == FeedForward(D, 20, gated=True).state_dict().keys()
+    assert layer.linear1.weight.equal(one.weight)
+    assert layer.linear2.weight.equal(two.weight)
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])

@@ -32,8 +32,8 @@ def write_ctranslate2(
     """Writes what ``ctranslate2.Translator`` reads.
 
     Args:
-        model: A Transformer with its tokenizer: pre-norm or post-norm, tied or not, with any
-            positions.
+        model: A Transformer with its tokenizer: pre-norm or post-norm, tied or not, gated or not,
+            with any positions.
         folder: An empty folder.
         quantization: How weights are kept; int8 with one scale for each row of a matrix.
 
@@ -66,6 +66,7 @@ def write_ctranslate2(
         "num_heads": options["num_heads"],
         "pre_norm": options["norm_first"],
         "activation": Activation[_ACTIVATIONS[options.get("activation", "relu")]],
+        "ffn_glu": network.encoder_layers[0].feed_forward.gated,
         # 0 turns all dimensions of a head, by turns as we do
         "rotary_dim": 0 if network.rotary is not None else None,
     }
@@ -150,6 +151,11 @@ def _cross_attention(spec: Any, attention: MultiheadAttention, residual: Residua
 
 
 def _feed_forward(spec: Any, feed_forward: FeedForward, residual: Residual) -> None:  # noqa: ANN401
-    _linear(spec.linear_0, feed_forward.linear1.weight, feed_forward.linear1.bias)
+    # the activation is the first half's
+    halves = [spec.linear_0, spec.linear_0_noact] if feed_forward.gated else [spec.linear_0]
+    weights = feed_forward.linear1.weight.chunk(len(halves))
+    biases = feed_forward.linear1.bias.chunk(len(halves))
+    for half, weight, bias in zip(halves, weights, biases, strict=True):
+        _linear(half, weight, bias)
     _linear(spec.linear_1, feed_forward.linear2.weight, feed_forward.linear2.bias)
     _norm(spec.layer_norm, residual.norm)

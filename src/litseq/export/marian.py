@@ -51,8 +51,9 @@ def _checked(model: Seq2Seq) -> tuple[Transformer, TranslationTokenizer]:
         ("positions", "sinusoidal"),
         ("cross_attention", "every_layer"),
         ("scale_scores", True),
+        ("gated", False),
     ):
-        if options[name] != needed:
+        if options.get(name, needed) != needed:
             raise ValueError(
                 f"Marian has no {name}={options[name]!r}, only {needed!r}; train with that to "
                 f"export to it."

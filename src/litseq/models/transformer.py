@@ -38,6 +38,10 @@ class FeedForward(nn.Module):
 
     In its place there may be GELU (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415) or
     swish (Ramachandran et al. 2017, https://arxiv.org/abs/1710.05941), which torch calls SiLU.
+
+    With a gate, ``(act(x W) * (x V)) W2`` (Shazeer 2020, https://arxiv.org/abs/2002.05202; biases
+    stay): ReGLU, GEGLU or SwiGLU by the activation. W and V are the halves of ``linear1``, one
+    product for speed.
     """
 
     def __init__(
@@ -47,19 +51,29 @@ class FeedForward(nn.Module):
         *,
         dropout: float = 0.0,
         activation: Activation = "relu",
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[activation]
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.gated = gated
+        self.linear1 = nn.Linear(d_model, 2 * dim_feedforward if gated else dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.dropout = Dropout(dropout)
+        # W and V by themselves: the spread follows the shape of each
+        for weight in (*self.linear1.weight.detach().chunk(2 if gated else 1), self.linear2.weight):
+            nn.init.xavier_uniform_(weight)
         for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps float (B, T, D) to float (B, T, D)."""
-        y: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
+        inner = self.linear1(x)  # (B, T, dim_feedforward), or twice that with a gate
+        if self.gated:
+            gate, value = inner.chunk(2, dim=-1)
+            inner = self.activation(gate) * value  # (B, T, dim_feedforward)
+        else:
+            inner = self.activation(inner)
+        y: Tensor = self.linear2(self.dropout(inner))
         return y
 
 
@@ -108,6 +122,7 @@ class EncoderLayer(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         activation: Activation,
+        gated: bool,
         norm_first: bool,
         scale_scores: bool,
     ) -> None:
@@ -120,7 +135,7 @@ class EncoderLayer(nn.Module):
             scale_scores=scale_scores,
         )
         self.feed_forward = FeedForward(
-            d_model, dim_feedforward, dropout=activation_dropout, activation=activation
+            d_model, dim_feedforward, dropout=activation_dropout, activation=activation, gated=gated
         )
         self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
@@ -159,6 +174,7 @@ class DecoderLayer(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         activation: Activation,
+        gated: bool,
         norm_first: bool,
         scale_scores: bool,
         cross_attention: bool,
@@ -177,7 +193,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = attention("decoder")
         self.cross_attn = attention("cross") if cross_attention else None
         self.feed_forward = FeedForward(
-            d_model, dim_feedforward, dropout=activation_dropout, activation=activation
+            d_model, dim_feedforward, dropout=activation_dropout, activation=activation, gated=gated
         )
         self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         if cross_attention:
@@ -271,12 +287,17 @@ class Transformer(Seq2SeqModel):
         num_heads: Heads of each attention; divides d_model.
         num_encoder_layers: Encoder layers.
         num_decoder_layers: Decoder layers.
-        dim_feedforward: Inner width of the feed-forward sub-layers.
+        dim_feedforward: Inner width of the feed-forward sub-layers, gated or not.
         src_vocab_size: Number of source tokens where the source has a vocabulary of its own.
         dropout: Dropout on each sub-layer's output and on the embeddings (section 5.4).
         attention_dropout: Dropout on attention weights.
-        activation_dropout: Dropout after the activation of the feed-forward sub-layers.
+        activation_dropout: Dropout after the activation of the feed-forward sub-layers, and after
+            their gate.
         activation: What stands between the two linear maps of a feed-forward sub-layer.
+        gated: Multiplies the activation by a second linear map of the input (Shazeer 2020,
+            https://arxiv.org/abs/2002.05202): with swish SwiGLU, with gelu GEGLU, with relu ReGLU.
+            Such a sub-layer has half as many weights again; for equal size, make dim_feedforward
+            two thirds.
         norm_first: Layer norm before each sub-layer instead of after its residual.
         positions: Sinusoids or a learned vector per position, added to the embeddings; rotary,
             which turns the queries and keys of self-attention instead (Su et al. 2021,
@@ -308,6 +329,7 @@ class Transformer(Seq2SeqModel):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         activation: Activation = "relu",
+        gated: bool = False,
         norm_first: bool = False,
         positions: Positions = "sinusoidal",
         max_positions: int = 1024,
@@ -364,6 +386,7 @@ class Transformer(Seq2SeqModel):
                     attention_dropout=attention_dropout,
                     activation_dropout=activation_dropout,
                     activation=activation,
+                    gated=gated,
                     norm_first=norm_first,
                     scale_scores=scale_scores,
                     **option,
