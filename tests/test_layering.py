@@ -15,6 +15,7 @@ LAYERS = [
     ["models"],
     ["attention"],
     ["decoding", "data", "losses", "schedules", "evaluation"],
+    ["projected_loss"],
     ["checkpoint_io", "fonts", "pretrained"],
     ["shards"],
     ["checkpoints"],

@@ -31,7 +31,8 @@ from litseq.evaluation import Evaluation, corpus_scores
 from litseq.hub import HubModel
 from litseq.layers.sizes import check_finite
 from litseq.losses import TokenLoss, check_label_smoothing, r_drop_loss, token_loss
-from litseq.models.base import Seq2SeqModel
+from litseq.models.base import ProjectingModel, Seq2SeqModel
+from litseq.projected_loss import projected_loss
 from litseq.schedules import Schedule, check_schedule, scheduler
 from litseq.translator import Translator
 from litseq.types import Batch, Translation, check_batch, shift_right
@@ -248,10 +249,11 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
         Returns:
             Logits, float (B, T, V); position t is the score of ``labels[:, t]``.
         """
-        h = self.hparams
-        tgt_in = shift_right(labels, bos_id=h["bos_id"], pad_id=h["pad_id"])
-        logits: Tensor = self._model()(input_ids, attention_mask == 0, tgt_in)
+        logits: Tensor = self._model()(input_ids, attention_mask == 0, self._tgt_in(labels))
         return logits
+
+    def _tgt_in(self, labels: Tensor) -> Tensor:
+        return shift_right(labels, bos_id=self.hparams["bos_id"], pad_id=self.hparams["pad_id"])
 
     def _check_first(self, batch: Batch, split: Split) -> None:
         """Looks at the first batch of each kind: it may be anybody's."""
@@ -266,8 +268,13 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
             self._checked.add(split)
 
     def _loss(self, batch: Batch) -> TokenLoss:
-        logits = self(batch["input_ids"], batch["attention_mask"], batch["labels"])
-        return token_loss(logits, batch["labels"], label_smoothing=self.hparams["label_smoothing"])
+        network, labels = self._model(), batch["labels"]
+        inputs = batch["input_ids"], batch["attention_mask"] == 0, self._tgt_in(labels)
+        smoothing = self.hparams["label_smoothing"]
+        if not isinstance(network, ProjectingModel):
+            return token_loss(network(*inputs), labels, label_smoothing=smoothing)
+        hidden = network(*inputs, project=False)
+        return projected_loss(hidden, network.output, labels, label_smoothing=smoothing)
 
     def _loss_of_two(self, batch: Batch, r_drop: float) -> TokenLoss:
         """R-Drop: the mean loss of two passes, and how far they disagree."""

@@ -21,6 +21,7 @@ __all__ = [
     "WordAlignment",
     "check_batch",
     "shift_right",
+    "take_rows",
 ]
 
 AttentionKind = Literal["encoder", "decoder", "cross"]
@@ -111,13 +112,22 @@ def check_batch(batch: object, *, src_vocab_size: int, tgt_vocab_size: int, labe
             )
 
 
-def _take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any nesting of tuples
+def take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any nesting of tuples
+    """Takes rows of every tensor in a nesting of tuples and records; keeps what is no tensor.
+
+    Args:
+        value: A tensor with the batch as its first dimension, or what holds such.
+        index: Row numbers, int64 (N,).
+
+    Raises:
+        TypeError: If there is a list, a dict or a set instead of a tuple.
+    """
     if isinstance(value, Tensor):
         return value.index_select(0, index)
     if isinstance(value, _Rows):
         return value.reorder(index)
     if isinstance(value, tuple):
-        return tuple(_take_rows(item, index) for item in value)
+        return tuple(take_rows(item, index) for item in value)
     if isinstance(value, (dict, list, set)):
         raise TypeError(
             f"the rows of a state's tensors cannot be taken inside of a {type(value).__name__}; "
@@ -144,7 +154,7 @@ class _Rows:
         """
         return dataclasses.replace(
             self,
-            **{f.name: _take_rows(getattr(self, f.name), index) for f in dataclasses.fields(self)},
+            **{f.name: take_rows(getattr(self, f.name), index) for f in dataclasses.fields(self)},
         )
 
 

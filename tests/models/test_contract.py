@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
+from litseq.decoding.contract import reorder_beams
 from litseq.layers.recurrent import RnnType
 from litseq.layers.score import Score
 from litseq.models import Rnn, RnnAttention, Transformer
@@ -95,6 +96,30 @@ def test_reordered_state_is_that_of_the_other_rows(model, src, padding, tgt):
     logits, _ = model.step(tgt[rows, 1], state.reorder(rows))
     expected, _ = model.step(tgt[:, 1], state)
     torch.testing.assert_close(logits, expected[rows])
+
+
+def test_beams_that_share_their_source_are_those_that_do_not(model, src, padding, tgt):
+    shared = apart = model.init_state(model.encode(src, padding))
+
+    def both(token):
+        nonlocal shared, apart
+        found, shared = model.step(token, shared)
+        expected, apart = model.step(token, apart)
+        torch.testing.assert_close(found, expected)
+
+    def take(index, sentences):
+        nonlocal shared, apart
+        index = torch.tensor(index)
+        sentences = None if sentences is None else torch.tensor(sentences)
+        shared, apart = reorder_beams(shared, index, sentences), apart.reorder(index.flatten())
+
+    both(tgt[:, 0])
+    take([[0, 0], [1, 1], [2, 2]], None)  # a beam of two for each of three sentences
+    both(torch.tensor([4, 9, 5, 8, 7, 6]))
+    take([[1, 1], [4, 5]], [0, 2])  # the second sentence is done
+    both(torch.tensor([9, 4, 5, 8]))
+    shared, apart = (state.reorder(torch.tensor([3, 0, 1])) for state in (shared, apart))
+    both(torch.tensor([7, 5, 4]))
 
 
 def test_padding_changes_nothing(model, src, padding, tgt):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from litseq.attention import capture_attention
-from litseq.decoding.contract import MemoryT, StateT, StepModel
+from litseq.decoding.contract import MemoryT, StateT, StepModel, reorder_beams
 
 __all__ = ["Attending", "AttendingState", "gather_attention", "last_attention"]
 
@@ -32,6 +32,11 @@ class AttendingState(Generic[StateT]):
     def reorder(self, index: Tensor) -> Self:
         """Takes rows of the model's state."""
         return replace(self, inner=self.inner.reorder(index), attention=None)
+
+    def reorder_beams(self, index: Tensor, sentences: Tensor | None) -> Self:
+        """Takes rows of beams."""
+        inner = reorder_beams(self.inner, index, sentences)
+        return replace(self, inner=inner, attention=None)
 
 
 class Attending(Generic[MemoryT, StateT]):
@@ -69,7 +74,8 @@ class Attending(Generic[MemoryT, StateT]):
         assert isinstance(self.model, nn.Module)
         with capture_attention(self.model, kinds=["cross"]) as maps:
             logits, inner = self.model.step(token, state.inner)
-        layers = [found.weights[:, :, 0] for found in maps]  # each (N, H, S)
+        # the beams of a sentence may have been asked as its positions: (n, H, K, S), n K = N
+        layers = [found.weights.transpose(1, 2).flatten(0, 1) for found in maps]  # each (N, H, S)
         return logits, AttendingState(inner, torch.stack(layers, 1))
 
 

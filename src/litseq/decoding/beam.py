@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from litseq.decoding.attention import gather_attention, last_attention
-from litseq.decoding.contract import MemoryT, StateT, StepModel
+from litseq.decoding.contract import MemoryT, StateT, StepModel, reorder_beams
 from litseq.decoding.hypothesis import Hypothesis, best_first, length_norm, make_hypothesis
 from litseq.decoding.options import check_beam, check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs, top_k
@@ -330,14 +330,15 @@ def beam_search(
         in_place = (row.flatten() == torch.arange(row.numel(), device=device)).all()
         # The only place of a step that waits for the device.
         *flags, stays = torch.cat([going, in_place.view(1)]).tolist()
+        on = None
         if not all(flags):
             done.append(left.take(_places(flags, False, device)))
             if not any(flags):
                 break
             on = _places(flags, True, device)
             left, row, token = left.take(on), row[on], token[on]
-        if not (stays and all(flags)):
-            state = state.reorder(row.flatten())
+        if not stays or on is not None:
+            state = reorder_beams(state, row, on)
         logits, state = model.step(token.flatten(), state)
         log_probs = next_log_probs(logits, suppress)
     return _hypotheses(

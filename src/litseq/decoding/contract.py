@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 from typing_extensions import Self
 
-__all__ = ["MemoryT", "SearchState", "StateT", "StepModel"]
+__all__ = ["MemoryT", "SearchState", "StateT", "StepModel", "reorder_beams"]
 
 
 class SearchState(Protocol):
@@ -16,6 +16,8 @@ class SearchState(Protocol):
     def reorder(self, index: Tensor, /) -> Self:
         """Takes rows: repeats, drops or permutes them; ``index`` is int64 (N,)."""
         ...
+
+    # A state may also have what ``reorder_beams`` looks for.
 
 
 MemoryT = TypeVar("MemoryT")
@@ -36,3 +38,21 @@ class StepModel(Protocol[_MemoryT_contra, StateT]):
     def step(self, token: Tensor, state: StateT, /) -> tuple[Tensor, StateT]:
         """Reads token ids, int64 (N,); gives logits, float (N, V), and the state after them."""
         ...
+
+
+def reorder_beams(state: StateT, index: Tensor, sentences: Tensor | None = None) -> StateT:
+    """Takes the rows of some beams, as ``state.reorder(index.flatten())`` does.
+
+    A state with a method ``reorder_beams(index, sentences)`` of its own is asked instead: it can
+    keep once for each sentence what all its beams share, such as all that comes of the source.
+
+    Args:
+        state: Rows of n sentences, as many for each.
+        index: Row numbers, int64 (m, K): K rows of each sentence.
+        sentences: Which sentence each line is of, int64 (m,), ascending; None: all n.
+    """
+    own = getattr(state, "reorder_beams", None)
+    if own is None:
+        return state.reorder(index.flatten())
+    taken: StateT = own(index, sentences)
+    return taken

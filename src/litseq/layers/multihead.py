@@ -56,7 +56,8 @@ def attention_weights(
 class DotProductAttention(nn.Module):
     """The fused product: softmax(q k^T / sqrt(d_k)) v, whose weights do not stand in memory.
 
-    Training in bfloat16 on a CPU is the exception: there they do.
+    On a CPU they do where the fused kernel is slower: where a step of generation has few queries,
+    and in training in bfloat16, whose backward pass takes several times as long there.
 
     It has no parameters. It is a module so that whoever wants to see the weights finds the queries
     and keys here, from outside, and computes them anew (``litseq.attention.capture_attention``).
@@ -83,14 +84,15 @@ class DotProductAttention(nn.Module):
         *,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        few_queries: bool = False,
     ) -> Tensor:
         """Weighs the values of each head, float (B, H, S, d_k); returns float (B, H, T, d_k).
 
-        Each query needs a key that ``attn_mask`` lets it attend to.
+        Each query needs a key that ``attn_mask`` lets it attend to. ``few_queries`` says that T is
+        small, as in a step of generation.
         """
         dropout = self.dropout if self.training else 0.0
-        if self.training and q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # the backward pass of the fused kernel is several times as slow there as these products
+        if q.device.type == "cpu" and self._is_fast_written_out(q, few_queries=few_queries):
             weights = attention_weights(
                 q, k, attn_mask=attn_mask, is_causal=is_causal, scale=self.scale
             )
@@ -105,6 +107,11 @@ class DotProductAttention(nn.Module):
                 dropout_p=dropout,
                 scale=self.scale,
             )
+
+    def _is_fast_written_out(self, q: Tensor, *, few_queries: bool) -> bool:
+        if q.dtype == torch.bfloat16:
+            return self.training  # elsewhere its scores would be coarse to no purpose
+        return few_queries and not self.training
 
 
 def _without_cudnn() -> AbstractContextManager[None]:
@@ -210,6 +217,7 @@ class MultiheadAttention(nn.Module):
         *,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        few_queries: bool = False,
     ) -> Tensor:
         """Weighs the values, joins the heads and projects back.
 
@@ -219,11 +227,15 @@ class MultiheadAttention(nn.Module):
             v: Values, float (B, H, S, d_k).
             attn_mask: bool, broadcasts to (B, H, T, S); True = may attend.
             is_causal: Lets query t attend to keys 0 to t; excludes ``attn_mask``.
+            few_queries: Whether T is small, as in a step of generation.
 
         Returns:
             float (B, T, D).
         """
-        return self._join(self.product(q, k, v, attn_mask=attn_mask, is_causal=is_causal))
+        heads = self.product(
+            q, k, v, attn_mask=attn_mask, is_causal=is_causal, few_queries=few_queries
+        )
+        return self._join(heads)
 
     def _join(self, heads: Tensor) -> Tensor:
         joined: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, T, D)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from litseq.types import DecoderState, Memory
 
-__all__ = ["Seq2SeqModel"]
+__all__ = ["ProjectingModel", "Seq2SeqModel"]
 
 
 class Seq2SeqModel(nn.Module, ABC):
@@ -64,3 +64,40 @@ class Seq2SeqModel(nn.Module, ABC):
     def forward(self, src: Tensor, src_key_padding_mask: Tensor, tgt_in: Tensor) -> Tensor:
         """Encodes the source and decodes the given target; logits, float (B, T, V)."""
         return self.decode(tgt_in, self.encode(src, src_key_padding_mask))
+
+
+class ProjectingModel(Seq2SeqModel):
+    """A model that ends with one linear map to the vocabulary, as all of litseq's do.
+
+    Training asks for what goes into it, and puts map and loss together: so logits, by far the
+    largest tensor of a step, never all stand in memory.
+
+    Attributes:
+        output: The map, D to V.
+    """
+
+    output: nn.Linear
+
+    @abstractmethod
+    def decode_hidden(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """Does what ``decode`` does, up to the last map; float (B, T, D)."""
+
+    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """Scores every next token of a given target; see ``Seq2SeqModel.decode``."""
+        logits: Tensor = self.output(self.decode_hidden(tgt_in, memory))
+        return logits
+
+    def forward(
+        self, src: Tensor, src_key_padding_mask: Tensor, tgt_in: Tensor, *, project: bool = True
+    ) -> Tensor:
+        """Encodes the source and decodes the given target.
+
+        Args:
+            src: Token ids, int64 (B, S).
+            src_key_padding_mask: bool (B, S); True = padding.
+            tgt_in: Token ids that begin with BOS, int64 (B, T).
+            project: Whether to give logits, float (B, T, V), or what ``output`` makes them of,
+                float (B, T, D).
+        """
+        memory = self.encode(src, src_key_padding_mask)
+        return self.decode(tgt_in, memory) if project else self.decode_hidden(tgt_in, memory)

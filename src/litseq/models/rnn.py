@@ -18,7 +18,7 @@ from litseq.layers.recurrent import (
     make_rnn,
     run_rnn,
 )
-from litseq.models.base import Seq2SeqModel
+from litseq.models.base import ProjectingModel
 from litseq.types import DecoderState, Memory
 
 __all__ = ["Rnn", "RnnState", "reverse_tokens"]
@@ -57,7 +57,7 @@ def reverse_tokens(src: Tensor, src_key_padding_mask: Tensor) -> Tensor:
     return src.gather(1, torch.where(mirrored < 0, position, mirrored))
 
 
-class Rnn(Seq2SeqModel):
+class Rnn(ProjectingModel):
     """A recurrent encoder whose final state is all that a recurrent decoder knows of the source.
 
     The plain model, with ``rnn_type="lstm"``, several layers and ``reverse_source``, is that of
@@ -172,15 +172,15 @@ class Rnn(Seq2SeqModel):
         context = memory.output if self.context_at_every_step else None
         return RnnState(hidden=self.bridge(memory.state), context=context)
 
-    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
-        """Scores every next token of a given target, int64 (B, T); logits, float (B, T, V)."""
+    def decode_hidden(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """Reads a given target, int64 (B, T), up to the projection, float (B, T, H)."""
         return self._run(tgt_in, self.init_state(memory))[0]
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, RnnState]:
         """Reads one more token, int64 (B,), and scores the next; logits, float (B, V)."""
         assert isinstance(state, RnnState)
-        logits, state = self._run(token[:, None], state)
-        return logits[:, 0], state
+        hidden, state = self._run(token[:, None], state)
+        return self.output(hidden[:, 0]), state
 
     def _run(self, tgt_in: Tensor, state: RnnState) -> tuple[Tensor, RnnState]:
         inputs = self.dropout(self.tgt_embedding(tgt_in))  # (B, T, E)
@@ -191,4 +191,4 @@ class Rnn(Seq2SeqModel):
         if state.context is not None:
             # Cho et al. (2014), appendix A.1.2: s' = O_h h + O_y y + O_c c
             hidden = torch.tanh(self.readout(torch.cat([hidden, inputs], dim=-1)))
-        return self.output(self.dropout(hidden)), RnnState(final, state.context)
+        return self.dropout(hidden), RnnState(final, state.context)

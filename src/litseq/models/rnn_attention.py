@@ -19,21 +19,21 @@ from litseq.layers.recurrent import (
     run_rnn,
 )
 from litseq.layers.score import Score, ScoreAttention
-from litseq.models.base import Seq2SeqModel
-from litseq.types import DecoderState, Memory
+from litseq.models.base import ProjectingModel
+from litseq.types import DecoderState, Memory, take_rows
 
 __all__ = ["RnnAttention", "RnnAttentionState"]
 
 
 @dataclass(frozen=True)
 class RnnAttentionState(DecoderState):
-    """What the decoder knows after the tokens it has read.
+    """What the decoder knows of n sources and of B targets, B / n for each source.
 
     Attributes:
         hidden: One float (B, L, H) for a GRU or tanh cell, two for an LSTM (hidden, cell).
-        keys: Encoder states prepared for scoring, once per source, float (B, S, H).
-        values: Encoder states, float (B, S, D).
-        key_padding_mask: bool (B, S); True = padding.
+        keys: Encoder states prepared for scoring, once per source, float (n, S, H).
+        values: Encoder states, float (n, S, D).
+        key_padding_mask: bool (n, S); True = padding.
         feed: The last attentional vector, float (B, 1, H), zero at the start; None without input
             feeding.
     """
@@ -44,13 +44,27 @@ class RnnAttentionState(DecoderState):
     key_padding_mask: Tensor
     feed: Tensor | None = None
 
+    def reorder(self, index: Tensor) -> RnnAttentionState:
+        """Takes targets, int64 (B,); each has its source for itself then."""
+        return self._take(index, index // (self.hidden[0].size(0) // self.keys.size(0)))
+
+    def reorder_beams(self, index: Tensor, sentences: Tensor | None) -> RnnAttentionState:
+        """Takes K targets of each source, int64 (n, K), which go on sharing it."""
+        return self._take(index.flatten(), sentences)
+
+    def _take(self, targets: Tensor, sources: Tensor | None) -> RnnAttentionState:
+        source = self.keys, self.values, self.key_padding_mask
+        keys, values, mask = source if sources is None else take_rows(source, sources)
+        hidden, feed = take_rows((self.hidden, self.feed), targets)
+        return RnnAttentionState(hidden, keys, values, mask, feed)
+
 
 # What some steps of the decoder give: vectors to project to the vocabulary, float (B, T, H),
 # attention weights, float (B, T, S), and the state after the last step.
 Steps = tuple[Tensor, Tensor, RnnAttentionState]
 
 
-class RnnAttention(Seq2SeqModel):
+class RnnAttention(ProjectingModel):
     """A recurrent encoder that keeps every state, and a decoder that attends to them at each step.
 
     The score function chooses the paper:
@@ -179,9 +193,11 @@ class RnnAttention(Seq2SeqModel):
             feed=torch.zeros_like(hidden[0][:, :1]) if self.input_feeding else None,
         )
 
-    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
-        """Scores every next token of a given target, int64 (B, T); logits, float (B, T, V)."""
-        return self._run(tgt_in, self.init_state(memory))[0]
+    def decode_hidden(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """Reads a given target, int64 (B, T), up to the projection, float (B, T, H)."""
+        readout, _, _ = self._recur(tgt_in, self.init_state(memory))
+        hidden: Tensor = self.dropout(readout)
+        return hidden
 
     def attention(self, tgt_in: Tensor, memory: Memory) -> Tensor:
         """Gives the weights with which each output of ``decode`` looks at the source.
@@ -199,12 +215,8 @@ class RnnAttention(Seq2SeqModel):
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, RnnAttentionState]:
         """Reads one more token, int64 (B,), and scores the next; logits, float (B, V)."""
         assert isinstance(state, RnnAttentionState)
-        logits, state = self._run(token[:, None], state)
-        return logits[:, 0], state
-
-    def _run(self, tgt_in: Tensor, state: RnnAttentionState) -> tuple[Tensor, RnnAttentionState]:
-        readout, _, state = self._recur(tgt_in, state)
-        return self.output(self.dropout(readout)), state
+        readout, _, state = self._recur(token[:, None], state)
+        return self.output(self.dropout(readout[:, 0])), state
 
     def _recur(self, tgt_in: Tensor, state: RnnAttentionState) -> Steps:
         embedded = self.dropout(self.tgt_embedding(tgt_in))  # (B, T, E)
@@ -214,9 +226,17 @@ class RnnAttention(Seq2SeqModel):
             return self._input_feeding(embedded, state)
         return self._luong(embedded, state)
 
+    def _look(self, query: Tensor, state: RnnAttentionState) -> tuple[Tensor, Tensor]:
+        """Context, float (B, T, D), and weights, (B, T, S), for queries, float (B, T, H)."""
+        # several targets of one source ask together, as if they were one target's positions
+        asked = query.view(len(state.keys), -1, query.size(-1))
+        found = self.attend(asked, state.keys, state.values, state.key_padding_mask)
+        context, weights = (part.view(*query.shape[:2], -1) for part in found)
+        return context, weights
+
     def _luong(self, inputs: Tensor, state: RnnAttentionState) -> Steps:
         hidden, final = run_rnn(self.decoder, inputs, state.hidden)  # (B, T, H)
-        context, weights = self.attend(hidden, state.keys, state.values, state.key_padding_mask)
+        context, weights = self._look(hidden, state)
         readout = torch.tanh(self.readout(torch.cat([context, hidden], dim=-1)))  # (B, T, H)
         return readout, weights, replace(state, hidden=final)
 
@@ -236,7 +256,7 @@ class RnnAttention(Seq2SeqModel):
         hidden = state.hidden
         for token in torch.split(embedded, 1, dim=1):  # (B, 1, E)
             query = hidden[0][:, -1:]  # (B, 1, H), the previous state
-            context, weight = self.attend(query, state.keys, state.values, state.key_padding_mask)
+            context, weight = self._look(query, state)
             output, hidden = run_rnn(self.decoder, torch.cat([token, context], dim=-1), hidden)
             contexts.append(context)  # (B, 1, D)
             outputs.append(output)  # (B, 1, H)

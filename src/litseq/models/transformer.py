@@ -21,8 +21,8 @@ from litseq.layers.positions import (
     SinusoidalPositions,
 )
 from litseq.layers.sizes import check_dropouts, check_sizes
-from litseq.models.base import Seq2SeqModel
-from litseq.types import AttentionKind, DecoderState, Memory
+from litseq.models.base import ProjectingModel
+from litseq.types import AttentionKind, DecoderState, Memory, take_rows
 
 __all__ = ["Transformer", "TransformerState"]
 
@@ -217,8 +217,8 @@ class DecoderLayer(nn.Module):
         Args:
             x: float (B, T, D); T is 1 when ``past`` is given.
             memory_keys_values: What ``keys_values`` made of the encoder's output, each float (B, H,
-                S, d_k).
-            memory_mask: bool (B, 1, 1, S); True = may attend.
+                S, d_k); (n, H, S, d_k) where each of n sources has B / n targets.
+            memory_mask: bool (B, 1, 1, S) or (n, 1, 1, S); True = may attend.
             past: Keys and values of the tokens before x, each float (B, H, t, d_k).
             rotation: Rotary positions of x, float (T, d_k).
 
@@ -235,13 +235,19 @@ class DecoderLayer(nn.Module):
                 return self.self_attn.attend(q, k, v, is_causal=True)
             # the newest token may look at everything so far: no mask
             k, v = seen = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-            return self.self_attn.attend(q, k, v)
+            return self.self_attn.attend(q, k, v, few_queries=True)
 
         def cross_attention(x: Tensor) -> Tensor:
             assert self.cross_attn is not None
             assert memory_keys_values is not None
             k, v = memory_keys_values
-            return self.cross_attn.attend(self.cross_attn.queries(x), k, v, attn_mask=memory_mask)
+            # several targets of one source ask together, as if they were one target's positions
+            asked = x if past is None else x.view(k.size(0), -1, x.size(-1))
+            found = self.cross_attn.attend(
+                self.cross_attn.queries(asked), k, v, attn_mask=memory_mask,
+                few_queries=past is not None,
+            )  # fmt: skip
+            return found.view_as(x)
 
         x = self.self_attn_residual(x, self_attention)
         if self.cross_attn is not None:
@@ -252,13 +258,13 @@ class DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class TransformerState(DecoderState):
-    """What each decoder layer has seen.
+    """What each decoder layer has seen of n sources and of N targets, N / n for each source.
 
     Attributes:
-        memory_keys_values: Per layer, keys and values of the source, each float (B, H, S, d_k);
+        memory_keys_values: Per layer, keys and values of the source, each float (n, H, S, d_k);
             None for a layer that never sees it.
-        memory_mask: bool (B, 1, 1, S); True = may attend.
-        past: Per layer, keys and values of the target so far, each float (B, H, t, d_k).
+        memory_mask: bool (n, 1, 1, S); True = may attend.
+        past: Per layer, keys and values of the target so far, each float (N, H, t, d_k).
     """
 
     memory_keys_values: tuple[KeysValues | None, ...]
@@ -270,8 +276,23 @@ class TransformerState(DecoderState):
         """Number of target tokens read."""
         return self.past[0][0].size(2)
 
+    def reorder(self, index: Tensor) -> TransformerState:
+        """Takes targets, int64 (N,); each has its source for itself then."""
+        targets_each = self.past[0][0].size(0) // self.memory_mask.size(0)
+        return self._take(index, index if targets_each == 1 else index // targets_each)
 
-class Transformer(Seq2SeqModel):
+    def reorder_beams(self, index: Tensor, sentences: Tensor | None) -> TransformerState:
+        """Takes K targets of each source, int64 (n, K), which go on sharing it."""
+        return self._take(index.flatten(), sentences)
+
+    def _take(self, targets: Tensor, sources: Tensor | None) -> TransformerState:
+        memory = self.memory_keys_values, self.memory_mask
+        keys_values, mask = memory if sources is None else take_rows(memory, sources)
+        past = take_rows(self.past, targets)
+        return replace(self, memory_keys_values=keys_values, memory_mask=mask, past=past)
+
+
+class Transformer(ProjectingModel):
     """Encoder and decoder without recurrence: attention carries everything from place to place.
 
     The defaults of the options are the paper's: layer norm after each residual, sinusoidal
@@ -451,15 +472,15 @@ class Transformer(Seq2SeqModel):
             past=((k, v),) * len(keys_values),
         )
 
-    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
-        """Runs the decoder stack over a whole target; see ``Seq2SeqModel.decode``."""
+    def decode_hidden(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """Runs the decoder stack over a whole target, float (B, T, D)."""
         x = self._embed(self.tgt_embedding, tgt_in)
         memory_mask = padding_to_attention_mask(memory.key_padding_mask)
         rotation = self._rotation(tgt_in.size(1))
         for layer in self.decoder_layers:
             x, _ = layer(x, layer.keys_values(memory.output), memory_mask, rotation=rotation)
-        logits: Tensor = self.output(self.decoder_norm(x))
-        return logits
+        normed: Tensor = self.decoder_norm(x)
+        return normed
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, TransformerState]:
         """Runs the decoder stack for one token; see ``Seq2SeqModel.step``."""

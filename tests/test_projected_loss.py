@@ -1,0 +1,114 @@
+"""A projection and its loss at once are a projection, and then its loss."""
+
+import pytest
+import torch
+from torch import nn
+
+from litseq import projected_loss as module
+from litseq.losses import token_loss
+from litseq.projected_loss import projected_loss
+
+B, T, D, V = 2, 5, 7, 23
+
+
+@pytest.fixture
+def hidden():
+    return torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def projection():
+    return nn.Linear(D, V).double()
+
+
+@pytest.fixture
+def labels():
+    labels = torch.randint(V, (B, T))
+    labels[1, 3:] = -100
+    return labels
+
+
+@pytest.mark.parametrize("piece", [3 * V, 1000 * V])  # eight rows in pieces of three, and at once
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.5])
+def test_equals_one_after_the_other(
+    hidden, projection, labels, label_smoothing, piece, monkeypatch
+):
+    monkeypatch.setitem(module._PIECE, True, piece)
+    found = projected_loss(hidden, projection, labels, label_smoothing=label_smoothing)
+    expected = token_loss(projection(hidden), labels, label_smoothing=label_smoothing)
+    torch.testing.assert_close(found, expected)
+    inputs = (hidden, projection.weight, projection.bias)
+    ours, theirs = (torch.autograd.grad(3 * x.loss, inputs) for x in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+    assert (ours[0][labels == -100] == 0).all()
+
+
+def test_gradient_is_the_derivative(hidden, projection, labels):
+    assert torch.autograd.gradcheck(
+        lambda h: projected_loss(h, projection, labels, label_smoothing=0.1).loss, (hidden,)
+    )
+
+
+def test_rows_are_masked_where_they_are_not_picked(hidden, projection, labels, monkeypatch):
+    """As on an accelerator, which would wait to count them."""
+    size = slice(0, 4), slice(4, 8), slice(8, 12)
+    expected = projected_loss(hidden, projection, labels, label_smoothing=0.1)
+    monkeypatch.setattr(module, "_pieces", lambda *_: size)
+    found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
+    torch.testing.assert_close(found, expected)
+    inputs = (hidden, projection.weight, projection.bias)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(x.loss, inputs, retain_graph=True) for x in (found, expected))
+    )
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "hidden", "all"])
+def test_what_is_frozen_has_no_gradient(hidden, projection, labels, frozen):
+    tensors = {"hidden": hidden, "weight": projection.weight, "bias": projection.bias}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(frozen not in (name, "all"))
+    loss = projected_loss(hidden, projection, labels, label_smoothing=0.1).loss
+    if frozen == "all":
+        assert not loss.requires_grad
+        return
+    loss.backward()
+    assert {name for name, x in tensors.items() if x.grad is None} == {frozen}
+
+
+@pytest.mark.parametrize("way", ["autocast", "true"])
+def test_bfloat16_is_near_and_summed_in_float32(hidden, projection, labels, way):
+    hidden, projection = hidden.detach().float().requires_grad_(), projection.float()
+    expected = projected_loss(hidden, projection, labels, label_smoothing=0.1)
+    exact = torch.autograd.grad(expected.loss, (hidden, projection.weight))
+    if way == "true":
+        hidden, projection = hidden.detach().bfloat16().requires_grad_(), projection.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
+    assert found.loss.dtype == found.nll.dtype == torch.float32
+    torch.testing.assert_close(found.loss, expected.loss, rtol=0.01, atol=0)
+    grads = torch.autograd.grad(found.loss, (hidden, projection.weight))
+    for ours, theirs in zip(grads, exact, strict=True):
+        assert ours.dtype == (torch.bfloat16 if way == "true" else torch.float32)
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.02, atol=0.02)
+
+
+def test_float16_keeps_its_loss_scale(hidden, projection, labels, monkeypatch):
+    called = []
+    monkeypatch.setattr(
+        module, "token_loss", lambda *a, **k: called.append(a) or token_loss(*a, **k)
+    )
+    projected_loss(hidden.half(), projection.half(), labels)
+    assert len(called) == 1
+
+
+def test_nothing_to_learn_from(hidden, projection, labels):
+    found = projected_loss(hidden, projection, labels.fill_(-100), label_smoothing=0.1)
+    assert (found.loss, found.nll, found.num_tokens) == (0, 0, 0)
+    found.loss.backward()
+    assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_refuses_smoothing_out_of_range(hidden, projection, labels, value):
+    with pytest.raises(ValueError, match=f"got {value}"):
+        projected_loss(hidden, projection, labels, label_smoothing=value)
