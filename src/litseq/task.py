@@ -81,6 +81,8 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
         length_penalty: Exponent of the length normalisation in beam search.
         length_offset: Lengths are counted from it; 5 is Wu et al.'s (2016), 0 divides by the length
             itself, as fairseq, Marian and Hugging Face do.
+        patience: A beam ends when ``patience * beam_size`` sequences of a sentence have ended; 1 is
+            what fairseq and CTranslate2 do. None: when nothing better can come.
         n_best: Hypotheses returned per sentence in test and predict; scores are the best's.
         max_len_a: Longest output is max_len_a * source tokens + max_len_b.
         max_len_b: See ``max_len_a``.
@@ -113,6 +115,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
         beam_size: int = 4,
         length_penalty: float = 0.6,
         length_offset: float = 5.0,
+        patience: float | None = None,
         n_best: int = 1,
         max_len_a: float = 1.0,
         max_len_b: int = 50,
@@ -138,6 +141,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
             length_penalty=length_penalty,
             length_offset=length_offset,
             n_best=n_best,
+            patience=patience,
             max_len_a=max_len_a,
             max_len_b=max_len_b,
         )
@@ -145,6 +149,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
             beam_size=val_beam_size,
             length_penalty=length_penalty,
             length_offset=length_offset,
+            patience=patience,
             max_len_a=max_len_a,
             max_len_b=max_len_b,
         )

@@ -45,6 +45,7 @@ def main(
     beam_size: int | None = None,
     length_penalty: float | None = None,
     length_offset: float | None = None,
+    patience: float | None = None,
     max_len_a: float | None = None,
     max_len_b: int | None = None,
     sample: bool = False,
@@ -76,6 +77,9 @@ def main(
         length_penalty: Exponent of the length normalisation. Default: the checkpoint's.
         length_offset: Lengths are counted from it; 5 is Wu et al.'s (2016), 0 divides by the length
             itself. Default: the checkpoint's.
+        patience: A beam ends when patience * beam_size hypotheses of a sentence have ended; 1 is
+            faster than what is done without it, which is to wait until nothing better can come.
+            Default: the checkpoint's.
         max_len_a: Longest output is max_len_a * source tokens + max_len_b. Default: the
             checkpoint's.
         max_len_b: See max_len_a.
@@ -101,6 +105,7 @@ def main(
         length_penalty=saved.length_penalty if length_penalty is None else length_penalty,
         length_offset=saved.length_offset if length_offset is None else length_offset,
         n_best=n_best,
+        patience=saved.patience if patience is None else patience,
         max_len_a=saved.max_len_a if max_len_a is None else max_len_a,
         max_len_b=saved.max_len_b if max_len_b is None else max_len_b,
         sample=sample,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -86,8 +87,9 @@ def plain_beam_search(
     n_best: int,
     max_len: int,
     offset: float = 5.0,
+    enough: float = math.inf,
 ) -> list[Hypothesis]:
-    """Beam search for one sentence, in lists, that goes on to the limit: no stop rule."""
+    """Beam search for one sentence, in lists, that goes on to the limit, or until enough ended."""
     alive: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     finished: list[tuple[int, ...]] = []
     for _ in range(max_len):
@@ -100,6 +102,8 @@ def plain_beam_search(
         extended.sort(key=lambda pair: -pair[1])
         finished += [tokens for tokens, _ in extended[:beam_size] if tokens[-1] == EOS]
         alive = [pair for pair in extended if pair[0][-1] != EOS][:beam_size]
+        if len(finished) >= enough:
+            break
     found = finished + [tokens for tokens, _ in alive]
     scored = [model.score(sentence, tokens, alpha=alpha, offset=offset) for tokens in found]
     return rank(scored, n_best)

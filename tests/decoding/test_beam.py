@@ -21,7 +21,10 @@ SENTENCES = torch.tensor([5, 17, 230, 4, 88, 411])
 MAX_LEN = torch.tensor([7, 2, 30, 9, 4, 12])
 
 
-def search(model, memory, max_len, *, beam_size, alpha=0.6, n_best=1, suppress=NEVER, offset=5.0):
+def search(
+    model, memory, max_len, *, beam_size, alpha=0.6, n_best=1, suppress=NEVER, offset=5.0,
+    patience=None,
+):  # fmt: skip
     return beam_search(
         model,
         memory,
@@ -33,6 +36,7 @@ def search(model, memory, max_len, *, beam_size, alpha=0.6, n_best=1, suppress=N
         eos_id=EOS,
         max_len=max_len,
         suppress=suppress,
+        patience=patience,
     )
 
 
@@ -67,6 +71,25 @@ def test_stopping_early_loses_nothing(seed, alpha, offset, beam_size, n_best):
             **norm,
         )
         assert_same(found[i], expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("beam_size", "n_best", "patience", "enough"),
+    [(3, 1, 1.0, 3), (4, 1, 0.5, 2), (4, 3, 0.5, 3), (3, 2, 1.1, 4)],
+)
+def test_patience_ends_a_beam(seed, beam_size, n_best, patience, enough):
+    model = random_model(seed)
+    norm = {"alpha": 1.0, "offset": 0.0}
+    found = search(
+        model, SENTENCES, MAX_LEN, beam_size=beam_size, n_best=n_best, patience=patience, **norm
+    )
+    steps = len(model.rows)
+    for i, sentence in enumerate(SENTENCES.tolist()):
+        limits = {"beam_size": beam_size, "n_best": n_best, "max_len": int(MAX_LEN[i])}
+        assert_same(found[i], plain_beam_search(model, sentence, enough=enough, **limits, **norm))
+    search(model, SENTENCES, MAX_LEN, beam_size=beam_size, n_best=n_best, **norm)
+    assert steps < len(model.rows) - steps, "it would have ended as early without"
 
 
 def test_stops_when_nothing_alive_can_win():
@@ -249,6 +272,7 @@ def test_an_empty_batch_has_no_hypotheses():
         ({"beam_size": 2, "n_best": 3}, "n_best must lie .* got n_best=3, beam_size=2; raise"),
         ({"beam_size": 2, "n_best": 0}, "n_best must lie .* got n_best=0, beam_size=2; raise"),
         ({"beam_size": 2, "alpha": -0.1}, "length_penalty must be .* got -0.1; 0 ranks"),
+        ({"beam_size": 2, "patience": 0}, "patience must be a number above 0, got 0; 1 ends with"),
         ({"beam_size": 2, "offset": -1.0}, "length_offset must be .* got -1.0; 0 divides"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_beam_of_one_is_dispatched_to_greedy_search():
 
 def test_wider_beams_are_dispatched_to_beam_search():
     options = SearchOptions(
-        beam_size=3, length_penalty=0.8, length_offset=0.5, n_best=2, max_len_b=5
+        beam_size=3, length_penalty=0.8, length_offset=0.5, n_best=2, patience=0.7, max_len_b=5
     )
     assert search(options) == beam_search(
         random_model(0),
@@ -76,6 +76,7 @@ def test_wider_beams_are_dispatched_to_beam_search():
         length_penalty=0.8,
         length_offset=0.5,
         n_best=2,
+        patience=0.7,
         max_len=options.max_len(LENGTHS),
         **SHARED,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from itertools import count, islice
 
@@ -89,6 +90,7 @@ class _Sentences:
         log_prob: Their log-probabilities, float (n, K); -inf where there are fewer than K.
         ended: Nodes of the best finished sequences, int64 (n, n_best).
         score: Their scores, the best first, float (n, n_best); -inf where there are fewer.
+        num_ended: How many have finished so far, int64 (n,).
     """
 
     number: Tensor
@@ -97,6 +99,7 @@ class _Sentences:
     log_prob: Tensor
     ended: Tensor
     score: Tensor
+    num_ended: Tensor
 
     def take(self, rows: Tensor) -> Self:
         """Some of the sentences."""
@@ -171,6 +174,7 @@ def _settle(
 
     score = (found.log_prob / norm).masked_fill(~ends, -torch.inf)
     score, node_ended = score[:, :beam_size], node[:, :beam_size]
+    num_ended = left.num_ended + (score > -torch.inf).sum(1)
     # Of equal scores the one that ended first stays first, since the sort is stable.
     score, order = torch.cat([left.score, score], dim=1).sort(dim=1, descending=True, stable=True)
     ended = torch.cat([left.ended, node_ended], dim=1).gather(1, order)
@@ -184,6 +188,7 @@ def _settle(
         log_prob=log_prob,
         ended=ended[:, :n_best],
         score=score[:, :n_best],
+        num_ended=num_ended,
     )
     return settled, found.beam.gather(1, lives), found.token.gather(1, lives)
 
@@ -243,6 +248,7 @@ def beam_search(
     max_len: Tensor,
     suppress: tuple[int, ...] = (),
     length_offset: float = 5.0,
+    patience: float | None = None,
 ) -> list[list[Hypothesis]]:
     """Keeps the K best unfinished sequences of each sentence alive, and the best finished ones.
 
@@ -254,6 +260,9 @@ def beam_search(
     from above every score that a sequence can still reach; the best bound is compared with the last
     of the ``n_best``. Nothing is lost by stopping: without this rule the search would return the
     same. A beam of one is greedy search: it ends with its first EOS.
+
+    With ``patience`` p, it also leaves once p K of its sequences have finished, and ``n_best`` at
+    least. What would have been found later is mostly no better, and takes as long again.
 
     A sequence that reaches its limit stays unfinished: no EOS is forced. Unfinished sequences fill
     the places that finished ones leave empty, and rank behind them.
@@ -273,6 +282,7 @@ def beam_search(
             the model's device.
         suppress: Ids that are never chosen; the other log-probabilities stay what they are.
         length_offset: See ``length_norm``; at least 0.
+        patience: p, above 0; None: no sentence leaves before nothing better can come.
 
     Returns:
         For each sentence its hypotheses, best score first: ``n_best``, or fewer where fewer
@@ -283,9 +293,10 @@ def beam_search(
             log-probability.
 
     Source: Sutskever et al. (2014), section 3.2, https://arxiv.org/abs/1409.3215; the length
-    penalty and the beam of Vaswani et al. (2017), section 6.1, https://arxiv.org/abs/1706.03762.
+    penalty and the beam of Vaswani et al. (2017), section 6.1, https://arxiv.org/abs/1706.03762;
+    patience is Kasai et al. (2022), https://arxiv.org/abs/2204.05424.
     """
-    check_beam(beam_size=beam_size, n_best=n_best)
+    check_beam(beam_size=beam_size, n_best=n_best, patience=patience)
     check_length_norm(length_penalty=length_penalty, length_offset=length_offset)
     check_max_len(max_len)
     if max_len.numel() == 0:
@@ -307,7 +318,9 @@ def beam_search(
         log_prob=log_probs.new_zeros(num_sentences, 1),
         ended=bos.new_full((num_sentences, n_best), tree.ROOT),
         score=log_probs.new_full((num_sentences, n_best), -torch.inf),
+        num_ended=torch.zeros_like(max_len),
     )
+    enough = None if patience is None else max(n_best, math.ceil(patience * beam_size))
     done: list[_Sentences] = []
     for length in count(1):
         width = left.alive.size(1)  # 1 after BOS, then K
@@ -326,6 +339,8 @@ def beam_search(
         going = (bound > left.score[:, -1]) & (length < left.max_len)
         if beam_size == 1:
             going &= left.score[:, 0] == -torch.inf
+        if enough is not None:
+            going &= left.num_ended < enough
         row = first_row + beam
         in_place = (row.flatten() == torch.arange(row.numel(), device=device)).all()
         # The only place of a step that waits for the device.

@@ -30,6 +30,9 @@ class SearchOptions:
             is what fairseq, Marian and Hugging Face do.
         n_best: Number of hypotheses per sentence: at most ``beam_size``, or any number when
             sampling.
+        patience: A beam ends when ``patience * beam_size`` sequences of a sentence have ended
+            (Kasai et al. 2022, https://arxiv.org/abs/2204.05424); 1 is what fairseq and CTranslate2
+            do. None: when nothing better can come, which takes longer.
         max_len_a: Limits the length to ``max_len_a * source length + max_len_b`` tokens.
         max_len_b: The constant part of that limit, in tokens.
         sample: Whether to sample; the options below have a meaning only then.
@@ -48,6 +51,7 @@ class SearchOptions:
     length_penalty: float = 0.6
     length_offset: float = 5.0
     n_best: int = 1
+    patience: float | None = None
     max_len_a: float = 1.0
     max_len_b: int = 50
     sample: bool = False
@@ -58,7 +62,8 @@ class SearchOptions:
     attention: bool = False
 
     def __post_init__(self) -> None:
-        check_beam(beam_size=self.beam_size, n_best=1 if self.sample else self.n_best)
+        n_best = 1 if self.sample else self.n_best
+        check_beam(beam_size=self.beam_size, n_best=n_best, patience=self.patience)
         check_length_norm(length_penalty=self.length_penalty, length_offset=self.length_offset)
         check_sampling(
             n_best=self.n_best, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
@@ -86,7 +91,7 @@ class SearchOptions:
         return limit.clamp(min=1)
 
 
-def check_beam(*, beam_size: int, n_best: int) -> None:
+def check_beam(*, beam_size: int, n_best: int, patience: float | None = None) -> None:
     """Raises ``ValueError`` if an option of beam search is out of its range."""
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, got {beam_size}; 1 is greedy search.")
@@ -94,6 +99,11 @@ def check_beam(*, beam_size: int, n_best: int) -> None:
         raise ValueError(
             f"n_best must lie between 1 and beam_size, got n_best={n_best}, beam_size={beam_size}; "
             f"raise beam_size or ask for fewer."
+        )
+    if patience is not None and not (patience > 0 and math.isfinite(patience)):
+        raise ValueError(
+            f"patience must be a number above 0, got {patience}; 1 ends with beam_size finished "
+            f"sequences, null when nothing better can come."
         )
 
 

@@ -101,6 +101,7 @@ def generate(
         length_penalty=options.length_penalty,
         length_offset=options.length_offset,
         n_best=options.n_best,
+        patience=options.patience,
         bos_id=bos_id,
         eos_id=eos_id,
         max_len=max_len,

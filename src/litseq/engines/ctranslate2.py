@@ -25,10 +25,11 @@ class CTranslate2Translator(TextTranslator):
     """Searches with a model that ``litseq export --to ctranslate2`` made.
 
     A beam of one finds what litseq's does, with a float32 model. A wider one finds nearly always
-    the same: there a search ends with as many finished hypotheses as the beam is wide, and they are
-    ranked by log-probability while it goes on; at the end they are ranked as ``options`` say.
-    CTranslate2 shares out what padding and the beginning had among the other tokens, so scores are
-    higher by that, which is next to nothing in a trained model. Samples follow a seed of its own.
+    the same: there a search ends with as many finished hypotheses as the beam is wide, or
+    ``patience`` times as many, and they are ranked by log-probability while it goes on; at the end
+    they are ranked as ``options`` say. CTranslate2 shares out what padding and the beginning had
+    among the other tokens, so scores are higher by that, which is next to nothing in a trained
+    model. Samples follow a seed of its own.
 
     Attributes:
         engine: A ``ctranslate2.Translator``.
@@ -157,7 +158,8 @@ class CTranslate2Translator(TextTranslator):
 
 def _search(options: SearchOptions) -> dict[str, Any]:
     if not options.sample:
-        return {"beam_size": options.beam_size, "num_hypotheses": options.beam_size}
+        found: dict[str, Any] = dict.fromkeys(("beam_size", "num_hypotheses"), options.beam_size)
+        return found if options.patience is None else {**found, "patience": options.patience}
     return {
         "beam_size": 1,
         "num_hypotheses": options.n_best,

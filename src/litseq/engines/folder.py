@@ -18,7 +18,7 @@ __all__ = ["Engine", "Exported", "load_exported", "read_exported", "write_export
 Engine = Literal["ctranslate2", "onnx"]
 
 _ABOUT = "litseq.json"
-_SAVED = ("beam_size", "length_penalty", "length_offset", "max_len_a", "max_len_b")
+_SAVED = ("beam_size", "length_penalty", "length_offset", "patience", "max_len_a", "max_len_b")
 
 
 @dataclass(frozen=True)

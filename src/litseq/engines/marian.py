@@ -87,6 +87,7 @@ class MarianTranslator(TextTranslator):
             num_beams=options.beam_size,
             num_return_sequences=n,
             length_penalty=options.length_penalty,
+            early_stopping=True if options.patience == 1 else "never",
             max_length=int(lengths.max()) + 1,  # and the token that it starts with
         )
         tokens = [self._until_end(ids[1:]) for ids in generated.tolist()]

@@ -191,7 +191,8 @@ def generation(model: Seq2Seq) -> dict[str, Any]:
     options = model.hparams
     return {
         "num_beams": options["beam_size"],
-        "early_stopping": "never",  # before nothing better can come, as here
+        # with as many as the beam is wide, or before nothing better can come
+        "early_stopping": True if options.get("patience") == 1 else "never",
         "length_penalty": options["length_penalty"],
         "max_length": MAX_POSITIONS,
         "bad_words_ids": [[i] for i in sorted({options["pad_id"], options["bos_id"]})],

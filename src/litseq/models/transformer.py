@@ -462,7 +462,11 @@ class Transformer(ProjectingModel):
 
     def init_state(self, memory: Memory) -> TransformerState:
         """Projects the memory once for every decoder layer; see ``Seq2SeqModel.init_state``."""
-        keys_values = tuple(layer.keys_values(memory.output) for layer in self.decoder_layers)
+        keys_values = tuple(
+            # as every step reads them
+            found and (found[0].contiguous(), found[1].contiguous())
+            for found in (layer.keys_values(memory.output) for layer in self.decoder_layers)
+        )
         # of the dtype that a step's keys and values will have, under autocast too
         assert keys_values[-1] is not None
         k, v = (x[:, :, :0] for x in keys_values[-1])
