@@ -335,15 +335,18 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Makes Adam or AdamW and a scheduler that is stepped after every optimizer step."""
         h: Any = self.hparams
-        optimizer = _OPTIMIZERS[h["optimizer"]](
+        scaled = str(self.trainer.precision).startswith("16")
+        optimizer: Any = _OPTIMIZERS[h["optimizer"]](
             self.parameters(),
             lr=h["lr"],
             betas=tuple(h["betas"]),
             eps=h["eps"],
             weight_decay=h["weight_decay"],
-            # Lightning cannot clip gradients of a fused optimizer under a gradient scaler
-            fused=str(self.trainer.precision) in ("32-true", "64-true") or None,
+            # Lightning cannot clip gradients of a fused optimizer under a gradient scaler,
+            fused=not scaled or None,
         )
+        if not scaled:  # and takes it for one that is under it, whatever the precision
+            optimizer._step_supports_amp_scaling = False
         if self.lr_scheduler is not None:
             chosen = self.lr_scheduler(optimizer)
             if isinstance(chosen, ReduceLROnPlateau):  # it goes by what validation finds

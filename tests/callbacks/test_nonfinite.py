@@ -87,7 +87,7 @@ class Unchanged(Callback):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])  # fused and other optimizers
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(("kind", "value"), [(BAD_LOSS, NAN), (BAD_GRADIENT, INF)])
 def test_a_bad_step_changes_neither_weights_nor_optimizer(tmp_path, family, precision, kind, value):
     bad = [0, 2]
@@ -102,7 +102,7 @@ def test_a_bad_step_changes_neither_weights_nor_optimizer(tmp_path, family, prec
         gradient_clip_val=1.0,
         precision=precision,
     )
-    assert trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true" or None)
+    assert trainer.optimizers[0].param_groups[0]["fused"]  # in every precision without a scaler
     assert unchanged.compared == bad
     assert all(p.isfinite().all() for p in task.parameters())
 

@@ -63,7 +63,42 @@ def test_in_place_is_torchs():
 
 
 def test_compiles():
-    torch.manual_seed(0)
-    x = torch.ones(10_000)
-    y = torch.compile(Dropout(0.25), fullgraph=True)(x)
-    assert abs((y == 0).double().mean().item() - 0.25) < 0.03
+    """To torch's own, whatever turns the graph into code."""
+    x, graphs = torch.ones(10_000), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    found = []
+    for dropout in (
+        torch.compile(Dropout(0.25), fullgraph=True, backend=backend),
+        torch.nn.Dropout(0.25),
+    ):
+        torch.manual_seed(0)
+        found.append(dropout(x))
+    assert len(graphs) == 1
+    assert found[0].equal(found[1])
+    assert abs((found[0] == 0).double().mean().item() - 0.25) < 0.03
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_after_relu_is_relu_and_then_dropout(training, dtype):
+    dropout = Dropout(0.3).train(training)
+    x = torch.randn(40, 50, dtype=dtype, requires_grad=True)
+    found = []
+    for together in (True, False):
+        torch.manual_seed(1)
+        y = dropout.after_relu(x) if together else dropout(x.relu())
+        found.append((y, *torch.autograd.grad((y * torch.arange(50)).sum(), x)))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert (found[0][0] == 0).double().mean() > (0.6 if training else 0.45)
+
+
+def test_after_relu_keeps_its_result_alone():
+    kept = []
+    dropout, x = Dropout(0.3), torch.randn(40, 50, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = dropout.after_relu(x)
+    assert [tensor.data_ptr() for tensor in kept] == [y.data_ptr()]

@@ -187,7 +187,8 @@ class TransformerExplainer:
         for (kind, layer), module in self._attentions.items():
             (call,) = seen.calls.of(module.product)
             q, k, v = call.args
-            weights = attention_weights(q, k, scale=module.product.scale, **call.kwargs)
+            masks = {name: call.kwargs[name] for name in ("attn_mask", "is_causal")}
+            weights = attention_weights(q, k, scale=module.product.scale, **masks)
             yield _Attention(kind, layer, module, q[0], k[0], v[0], call.output[0], weights[0])
 
     def _by_interest(self, attentions: Sequence[_Attention]) -> Iterator[tuple[_Attention, int]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["Dropout"]
@@ -21,13 +24,66 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Zeroes elements of x, float of any shape, and scales the rest; nothing in evaluation."""
-        dropped = round(self.p * _VALUES)
+        if not self._is_fast(x):
+            return super().forward(x)
+        return x * self._factors(x)
+
+    def after_relu(self, x: Tensor) -> Tensor:
+        """Gives ``self(relu(x))``; on a CPU, of which training then keeps the result alone.
+
+        What ReLU or dropout has made zero is zero there, and nothing else is.
+        """
+        y: Tensor
+        if not self._is_fast(x):
+            y = self(F.relu(x))
+            return y
+        scale = torch.tensor(self._scale, dtype=x.dtype).item()  # as the factors have it
+        y = _ReluDropout.apply(x, self._factors(x), scale)  # type: ignore[no-untyped-call]
+        return y
+
+    @property
+    def _dropped(self) -> int:
+        return round(self.p * _VALUES)
+
+    @property
+    def _scale(self) -> float:
+        return _VALUES / (_VALUES - self._dropped)
+
+    def _is_fast(self, x: Tensor) -> bool:
         plain = type(x) is Tensor and x.device.type == "cpu" and not self.inplace
         fast = plain and not torch.compiler.is_compiling()
-        if not self.training or not fast or not 0 < dropped < _VALUES:
-            return super().forward(x)
+        return self.training and fast and 0 < self._dropped < _VALUES
+
+    def _factors(self, x: Tensor) -> Tensor:
+        """Draws what the elements of x are multiplied by: 0, or one over the share that stays."""
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
         bits.random_(-(2**63), None)  # all 64 bits
         draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = torch.ge(draws, dropped - _VALUES // 2, out=torch.empty_like(x))  # 0 or 1
-        return x * kept.mul_(_VALUES / (_VALUES - dropped))
+        kept = torch.ge(draws, self._dropped - _VALUES // 2, out=torch.empty_like(x))  # 0 or 1
+        return kept.mul_(self._scale)
+
+
+class _ReluDropout(torch.autograd.Function):
+    """ReLU, and then dropout."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch keeps it opaque
+        x: Tensor,
+        factors: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Returns relu(x) * factors, each of which is 0 or ``scale``; writes into them."""
+        y = factors.mul_(x).relu_()
+        ctx.save_for_backward(y)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None, None]:
+        """Passes what belongs to an element above 0."""
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.scale), None, None

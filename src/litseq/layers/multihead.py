@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from litseq.layers.dropout import Dropout
 from litseq.layers.masks import causal_mask
 from litseq.layers.positions import rotate
 from litseq.types import AttentionKind
@@ -56,8 +57,9 @@ def attention_weights(
 class DotProductAttention(nn.Module):
     """The fused product: softmax(q k^T / sqrt(d_k)) v, whose weights do not stand in memory.
 
-    On a CPU they do where the fused kernel is slower: where a step of generation has few queries,
-    and in training in bfloat16, whose backward pass takes several times as long there.
+    On a CPU they do where the fused kernel is slower or has to write them out itself: where a step
+    of generation has few queries, in training with dropout, and in bfloat16, whose backward pass
+    takes several times as long there.
 
     It has no parameters. It is a module so that whoever wants to see the weights finds the queries
     and keys here, from outside, and computes them anew (``litseq.attention.capture_attention``).
@@ -73,7 +75,7 @@ class DotProductAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.kind = kind
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.scale = scale
 
     def forward(
@@ -91,12 +93,12 @@ class DotProductAttention(nn.Module):
         Each query needs a key that ``attn_mask`` lets it attend to. ``few_queries`` says that T is
         small, as in a step of generation.
         """
-        dropout = self.dropout if self.training else 0.0
         if q.device.type == "cpu" and self._is_fast_written_out(q, few_queries=few_queries):
             weights = attention_weights(
                 q, k, attn_mask=attn_mask, is_causal=is_causal, scale=self.scale
             )
-            return F.dropout(weights.to(v.dtype), dropout) @ v
+            dropped: Tensor = self.dropout(weights.to(v.dtype))
+            return dropped @ v
         with _without_cudnn() if q.is_cuda else nullcontext():
             return F.scaled_dot_product_attention(
                 q,
@@ -104,14 +106,15 @@ class DotProductAttention(nn.Module):
                 v,
                 attn_mask=attn_mask,
                 is_causal=is_causal,
-                dropout_p=dropout,
+                dropout_p=self.dropout.p if self.training else 0.0,
                 scale=self.scale,
             )
 
     def _is_fast_written_out(self, q: Tensor, *, few_queries: bool) -> bool:
-        if q.dtype == torch.bfloat16:
-            return self.training  # elsewhere its scores would be coarse to no purpose
-        return few_queries and not self.training
+        if self.training:
+            return q.dtype == torch.bfloat16 or self.dropout.p > 0
+        # elsewhere scores in bfloat16 would be coarse to no purpose
+        return few_queries and q.dtype != torch.bfloat16
 
 
 def _without_cudnn() -> AbstractContextManager[None]:

@@ -70,10 +70,12 @@ class FeedForward(nn.Module):
         inner = self.linear1(x)  # (B, T, dim_feedforward), or twice that with a gate
         if self.gated:
             gate, value = inner.chunk(2, dim=-1)
-            inner = self.activation(gate) * value  # (B, T, dim_feedforward)
+            inner = self.dropout(self.activation(gate) * value)  # (B, T, dim_feedforward)
+        elif self.activation is F.relu:
+            inner = self.dropout.after_relu(inner)
         else:
-            inner = self.activation(inner)
-        y: Tensor = self.linear2(self.dropout(inner))
+            inner = self.dropout(self.activation(inner))
+        y: Tensor = self.linear2(inner)
         return y
 
 
