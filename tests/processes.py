@@ -1,8 +1,12 @@
 """The command line in a process of its own, which faults can hit."""
 
+import faulthandler
+import gc
 import os
 import resource
+import runpy
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -62,6 +66,65 @@ def wait(child, folder):
 def run(*words, folder, environment=()):
     """Runs a command to its end."""
     return wait(start(*words, folder=folder, environment=environment), folder)
+
+
+class ForkedPython(subprocess.Popen):
+    """``python FILE ...`` or ``python -m MODULE ...``, forked: nothing has to be imported again.
+
+    To those who start and end it a process like any other; no file of ours is open there, and its
+    program is the main module. What an interpreter does of its own accord when it starts or ends
+    is left out. Other commands are started as they always are.
+    """
+
+    def __init__(self, command, *, env=None, pass_fds=(), **options):
+        words = [command] if isinstance(command, str) else [str(word) for word in command]
+
+        def become():
+            gc.enable()  # which subprocess has turned off
+            faulthandler.disable()
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in map(int, os.listdir("/dev/fd")):
+                if number > 2 and number not in (null, *pass_fds):
+                    os.dup2(null, number, inheritable=False)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)
+            if env is not None:
+                os.environ.clear()
+                os.environ.update(env)
+            status = 1
+            try:
+                sys.stdin = open(0, closefd=False)
+                sys.stdout = open(1, "w", closefd=False)
+                sys.stderr = open(2, "w", buffering=1, closefd=False)
+                _run_program(*words[1:])
+                status = 0
+            except SystemExit as end:
+                status = end.code or 0
+                if isinstance(status, str):
+                    print(status, file=sys.stderr)
+                    status = 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+
+        if words[0] == sys.executable and (words[1] == "-m" or words[1].endswith(".py")):
+            command = words
+            options |= {"preexec_fn": become, "restore_signals": False}
+        super().__init__(command, env=env, pass_fds=pass_fds, **options)
+
+
+def _run_program(name, *words):
+    if name == "-m":
+        module, *words = words
+        sys.argv = ["-m", *words]
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [name, *words]
+        sys.path.insert(0, str(Path(name).parent))
+        runpy.run_path(name, run_name="__main__")
 
 
 class Fault(Callback):

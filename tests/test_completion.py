@@ -3,27 +3,47 @@
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from command_line import error_of, litseq
 from litseq.cli_messages import COMMANDS
+from litseq.completion import Shell
+from processes import ForkedPython
 
 pytest.importorskip("shtab")
 
+PROGRAM = """
+import contextlib, sys
+from litseq.cli import main
 
-def script(shell):
-    # in a process of its own: it changes how all parsers of a process are made
-    words = [sys.executable, "-m", "litseq", "completion", shell]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
+for shell in sys.argv[1:]:
+    with open(f"litseq.{shell}", "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        try:
+            main(["completion", shell])
+        except SystemExit as end:
+            assert not end.code
+"""
 
 
 @pytest.fixture(scope="module")
-def bash(tmp_path_factory):
+def scripts(tmp_path_factory):
+    """The folder of the scripts of all shells."""
+    folder = tmp_path_factory.mktemp("completion")
+    (folder / "program.py").write_text(PROGRAM)
+    # in a process of their own: it changes how all parsers of a process are made
+    words = [sys.executable, "program.py", *get_args(Shell)]
+    with ForkedPython(words, cwd=folder) as process:
+        assert process.wait(timeout=240) == 0
+    return folder
+
+
+@pytest.fixture
+def bash(scripts):
     if shutil.which("bash") is None:
         pytest.skip("there is no bash")
-    path = tmp_path_factory.mktemp("completion") / "litseq.bash"
-    path.write_text(script("bash"), encoding="utf-8")
+    path = scripts / "litseq.bash"
 
     def complete(*words):
         lines = [
@@ -55,8 +75,8 @@ def test_options_and_values(bash):
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_get_a_script(shell):
-    assert "litseq" in script(shell)
+def test_other_shells_get_a_script(shell, scripts):
+    assert "litseq" in (scripts / f"litseq.{shell}").read_text(encoding="utf-8")
 
 
 def test_shtab_is_optional(monkeypatch):

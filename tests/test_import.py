@@ -11,6 +11,7 @@ import torch
 from command_line import error_of, litseq
 from litseq import Seq2Seq, TranslationDataModule, TranslationTokenizer
 from litseq.checkpoints import check_contents
+from litseq.data.collate import collate
 from litseq.decoding import SearchOptions
 from litseq.export import read_marian, write_marian
 
@@ -51,13 +52,9 @@ def theirs(folder):
 def search(model, texts, **options):
     """Tokens that our search finds, with EOS where it is reached."""
     options = SearchOptions(length_offset=0, max_len_a=0, max_len_b=30, **options)
-    encoded = model.tokenizer.encode_source(texts)
-    found = []
-    for ids in encoded:
-        batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
-        [[best, *_]] = model.translator().search(batch, options)
-        found.append(list(best.tokens))
-    return found
+    translator = model.translator()
+    batch = collate(model.tokenizer.encode_source(texts), pad_id=translator.pad_id)
+    return [list(best.tokens) for best, *_ in translator.search(batch, options)]
 
 
 def generate(model, reader, texts, **options):

@@ -25,6 +25,7 @@ import teacher  # noqa: E402
 from command_line import litseq  # noqa: E402
 from litseq import Seq2Seq  # noqa: E402
 from litseq.evaluation import LEGACY, legacy_bleu  # noqa: E402
+from processes import ForkedPython  # noqa: E402
 from recipes import RECIPES, Published, Recipe, Translated  # noqa: E402
 
 CONFIG = """
@@ -66,6 +67,7 @@ trainer:
     - class_path: litseq.RunCheckpoint
       init_args: {{every_n_steps: 2}}
 """
+STAGES = ("fit", "average", "test")
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
@@ -98,8 +100,9 @@ def test_paper_recipes_are_marked_as_not_run():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, corpus):
-    """A folder with two recipes of seconds and an empty page."""
+    """A folder with two recipes of seconds and an empty page; commands are forked."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", ForkedPython)
     for folder in ("docs/assets", "lightning_logs"):
         (tmp_path / folder).mkdir(parents=True)
     text = (ROOT / "docs/reproduce.md").read_text()
@@ -139,8 +142,9 @@ def test_from_data_to_the_page(place):
     assert record["seed"] == 3
     assert record["config"]["trainer"]["precision"] == "64-true"
     assert record["config"]["model"]["r_drop"] == 5
-    assert record["seconds"].keys() == {"fit", "average", "test"}
-    assert min(record["seconds"].values()) > 0
+    seconds = {stage: float((run / f"{stage}-1.seconds").read_text()) for stage in STAGES}
+    assert record["seconds"] == {stage: round(found) for stage, found in seconds.items()}
+    assert min(seconds.values()) > 0
     assert record["options"] == ["--trainer.precision=64-true"]
     assert record["hardware"]["cores"] >= 1
 
@@ -171,8 +175,11 @@ def test_from_data_to_the_page(place):
     # what is left of a run decides what its record says, and whether there can be one
     for file in (run / "checkpoints").glob("step=*.ckpt"):
         file.unlink()
+    for stage, number in zip(STAGES, ("5.2", "6.6", "7.3"), strict=True):
+        (run / f"{stage}-1.seconds").write_text(f"{number}\n")
     again = reproduce.run(recipe, 3, label="", options=["--trainer.precision=64-true"])
     assert json.loads(again.read_text())["training"]["averaged"] == 2
+    assert json.loads(again.read_text())["seconds"] == {"fit": 5, "average": 7, "test": 7}
     kept = {path: path.read_bytes() for path in run.glob("*.*")}
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(SystemExit, match="seed-3 is done, and its checkpoints are gone; remove it"):
@@ -182,13 +189,13 @@ def test_from_data_to_the_page(place):
 
 def test_goes_on_after_a_stop(place):
     folder, _ = place
-    command = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import recipes, reproduce; "
-        "recipes.RECIPES['mini'] = recipes.Recipe('mini', '', ('mini.yaml',), average=2); "
-        "sys.argv[1:] = ['mini']; reproduce.main()"
+    (folder / "reproduce_mini.py").write_text(
+        "import recipes, reproduce\n"
+        "recipes.RECIPES['mini'] = recipes.Recipe('mini', '', ('mini.yaml',), average=2)\n"
+        "reproduce.main()\n"
     )
     stopped = subprocess.Popen(
-        [sys.executable, "-c", command, str(ROOT / "scripts")], start_new_session=True
+        [sys.executable, "reproduce_mini.py", "mini"], start_new_session=True
     )
     run = folder / "lightning_logs/reproduce/mini/seed-1"
     deadline = time.monotonic() + 120

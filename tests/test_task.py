@@ -458,19 +458,22 @@ def fitted(data_options, tmp_path_factory):
     return paths
 
 
-def test_a_checkpoint_alone_translates(family, fitted, tmp_path):
-    expected = Seq2Seq.load_from_checkpoint(fitted[family]).translate(["one red house", "dog"])
+def test_a_checkpoint_alone_translates(fitted, tmp_path):
+    texts = ["one red house", "dog"]
+    # a fresh process in an empty folder: nothing but the files; Seq2Seq brings the classes of all
     code = (
         "import json, sys; from litseq import Seq2Seq;"
-        "print(json.dumps(Seq2Seq.load_from_checkpoint(sys.argv[1]).translate(sys.argv[2:])))"
+        "*paths, texts = map(json.loads, sys.argv[1:]);"
+        "[print(json.dumps(Seq2Seq.load_from_checkpoint(p).translate(texts))) for p in paths]"
     )
-    # a fresh process in an empty folder: nothing but the file
+    words = map(json.dumps, [*fitted.values(), texts])
     out = subprocess.run(
-        [sys.executable, "-c", code, fitted[family], "one red house", "dog"],
+        [sys.executable, "-c", code, *words],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # importing the classes is part of what load_from_checkpoint must do
-    assert json.loads(out.stdout.splitlines()[-1]) == expected
+    expected = [Seq2Seq.load_from_checkpoint(path).translate(texts) for path in fitted.values()]
+    assert [json.loads(line) for line in out.stdout.splitlines()] == expected
+    assert len(expected) == len(FAMILIES)
     assert not list(tmp_path.iterdir())
 
 

@@ -256,7 +256,8 @@ def test_compiled_module_is_not_compiled_again(in_place, tmp_path):
             return graph.forward
 
         torch.manual_seed(0)
-        module = Recorded(**SMALL, val_decode=False)
+        few = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+        module = Recorded(**{**SMALL, **few}, val_decode=False)
         module.configure_model()
         if in_place:
             module.network.compile(backend=backend)

@@ -4,7 +4,6 @@ import gc
 import logging
 import re
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from litseq.callbacks import memory
 from litseq.callbacks.memory import MemoryCheck
 from litseq.data import TranslationDataModule
 from litseq.data.buckets import TokenBucketLoader
+from processes import ForkedPython
 from rank_processes import run_ranks
 from tiny_tasks import FAMILIES, VOCAB_SIZE, loader, tiny_batches, tiny_task, tiny_trainer
 
@@ -399,12 +399,13 @@ def test_a_containers_limit_counts(files, free, tmp_path, monkeypatch):
     assert found == free if free else found == pytest.approx(machine, rel=0.5)
 
 
-def test_a_limit_of_the_process_counts():
+def test_a_limit_of_the_process_counts(tmp_path):
     """``ulimit -v``: what it lets the process have, less what it has."""
-    code = (
+    (tmp_path / "limited.py").write_text(
         "import resource, torch; from litseq.callbacks import memory; "
         "size = memory._status('VmSize'); "
         "resource.setrlimit(resource.RLIMIT_AS, (size + 10**8, size + 10**8)); "
         "free = memory._free(torch.device('cpu')); assert 0 < free <= 10**8, free"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    with ForkedPython([sys.executable, tmp_path / "limited.py"]) as process:
+        assert process.wait() == 0

@@ -65,7 +65,7 @@ def test_scores_and_intervals_are_those_of_a_test(method):
 
 
 @needs_data
-@pytest.mark.parametrize(("size", "letters"), [(3004, "AGF"), (60, "AG")])
+@pytest.mark.parametrize(("size", "letters"), [(600, "AGF"), (60, "AG")])
 def test_real_systems_equal_sacrebleus_command(tmp_path, size, letters):
     names = ("base", "near", "far")
     systems = {n: wmt17(letter)[:size] for n, letter in zip(names, letters, strict=False)}
