@@ -1,0 +1,449 @@
+"""Measures how fast litseq trains and translates, beside other toolkits and the machine's limit.
+
+    python scripts/benchmark.py train --size small
+    python scripts/benchmark.py train --size base --max-tokens 1024 --batches 2
+    python scripts/benchmark.py train --size rnn --python joeynmt=PYTHON --python opennmt=PYTHON
+    python scripts/benchmark.py translate --ckpt CKPT
+
+The corpus is Multi30k unless ``--train`` names another. Each toolkit trains on batches made by its
+own rule within the same budget of tokens; with ``--same-batches``, all train on litseq's, so that
+nothing but their models is compared. Tokens are counted without padding. Each contestant is a
+process of its own and works while the others wait, in turns, ``--rounds`` times; what is reported
+is the median, and the ratio of two in the same round. Peers take part where they are installed;
+``--python NAME=PYTHON`` says in which environment.
+
+A record goes to ``docs/results/benchmark.json``, and the tables to ``docs/performance.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doc_tables import fill, markdown
+from litseq.textfiles import whole_file
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "docs" / "results" / "benchmark.json"
+WORKER = Path(__file__).with_name("benchmark_worker.py")
+
+VOCAB_SIZE = 8000
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "kind": "transformer", "d_model": 256, "num_heads": 4, "num_layers": 3,
+        "dim_feedforward": 1024,
+    },
+    "base": {
+        "kind": "transformer", "d_model": 512, "num_heads": 8, "num_layers": 6,
+        "dim_feedforward": 2048,
+    },
+    "rnn": {
+        "kind": "rnn", "d_model": 384, "num_heads": 1, "num_layers": 1, "dim_feedforward": 0,
+    },
+}  # fmt: skip
+TRAINEES = ("litseq", "trainer", "torch", "marian", "joeynmt", "opennmt")
+TRANSLATORS = ("litseq", "marian", "ctranslate2", "ctranslate2-int8")
+PACKAGES = {"marian": "transformers", "joeynmt": "joeynmt", "opennmt": "OpenNMT-py"}
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("train", "translate"))
+    parser.add_argument("--size", choices=tuple(SIZES), default="small")
+    parser.add_argument("--ckpt", help="translate: a Transformer that litseq trained.")
+    parser.add_argument("--who", nargs="+", help="Contestants. Default: all that are installed.")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--train", default="data/multi30k/train", help="Prefix of .en and .de.")
+    parser.add_argument("--test", default="data/multi30k/test_2016_flickr.en", help="Sentences.")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="Padded tokens of a batch.")
+    parser.add_argument("--batches", type=int, default=4, help="train: batches of a round.")
+    parser.add_argument("--same-batches", action="store_true", help="train: litseq's for all.")
+    parser.add_argument("--batch-size", type=int, default=64, help="translate: sentences.")
+    parser.add_argument("--beam-size", type=int, default=4)
+    parser.add_argument("--max-len", type=int, default=60, help="translate: tokens at most.")
+    parser.add_argument("--sentences", type=int, default=320, help="translate: how many.")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--record", action="store_true", help="Write record and documentation.")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = (train_work if args.what == "train" else translate_work)(args, Path(folder))
+        result = measure(work, args, Path(folder))
+    header, rows = (train_table if args.what == "train" else translate_table)(result)
+    print(markdown(header, rows))
+    if args.record:
+        keep(result, header, rows)
+
+
+# ---- the work ----
+
+
+def train_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The first batches of an epoch, for each contestant."""
+    from litseq import TranslationDataModule
+
+    data = TranslationDataModule(
+        "en", "de", train=args.train, vocab_size=VOCAB_SIZE, max_tokens=args.max_tokens
+    )
+    data.prepare_data()
+    data.setup("fit")
+    ours = [
+        (batch["input_ids"], batch["labels"].masked_fill(batch["labels"] == -100, 0))
+        for batch in islice(data.train_dataloader(), args.batches)
+    ]
+    batches = dict.fromkeys(("litseq", *TRAINEES), ours)
+    if not args.same_batches:
+        pairs = encoded_pairs(args.train, data.tokenizer)
+        for name, rule in RULES.items():
+            batches[name] = own_batches(pairs, rule, args.max_tokens, args.batches)
+    sizes = SIZES[args.size] | {
+        "vocab_size": data.tokenizer.tgt_vocab_size, "dropout": 0.1, "label_smoothing": 0.1,
+        "longest": max(side.size(1) for own in batches.values() for pair in own for side in pair),
+    }  # fmt: skip
+    return {
+        "batches": batches,
+        "sizes": sizes,
+        "precision": args.precision,
+        "threads": args.threads,
+        "fused": True,
+        "tokens": {
+            name: sum(int((tgt != 0).sum()) for _, tgt in own) for name, own in batches.items()
+        },
+        "positions": {name: sum(tgt.numel() for _, tgt in own) for name, own in batches.items()},
+        "flops": sum(flops_of(src, tgt, sizes) for src, tgt in ours),
+    }
+
+
+# How they put sentences together: shuffled (a plain loop, JoeyNMT's token sampler), grouped by the
+# source's length in so many sentences (``group_by_length`` of transformers), sorted by the lengths
+# of source and target (OpenNMT-py, whose bucket holds all of a small corpus).
+RULES = {"torch": "shuffled", "joeynmt": "shuffled", "marian": "grouped", "opennmt": "sorted"}
+
+
+def encoded_pairs(prefix: str, tokenizer: Any) -> list[tuple[list[int], list[int]]]:  # noqa: ANN401
+    """All training pairs as ids, in an order that is drawn once."""
+    src, tgt = (
+        Path(f"{prefix}.{lang}").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        for lang in ("en", "de")
+    )
+    pairs = list(zip(tokenizer.encode_source(src), tokenizer.encode_target(tgt), strict=True))
+    random.Random(0).shuffle(pairs)
+    return pairs
+
+
+def own_batches(
+    pairs: list[tuple[list[int], list[int]]], rule: str, max_tokens: int, count: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Batches by a rule of another toolkit, the first so many of an epoch."""
+    from litseq.data.collate import collate
+
+    made: list[list[tuple[list[int], list[int]]]] = [[]]
+    if rule == "grouped":
+        longest = [max(len(s), len(t)) for s, t in pairs]
+        size = int(max_tokens / statistics.mean(longest))
+        for first in range(0, len(pairs), 50 * size):
+            group = sorted(pairs[first : first + 50 * size], key=lambda pair: -len(pair[0]))
+            made += [group[i : i + size] for i in range(0, len(group), size)]
+    else:
+        if rule == "sorted":
+            pairs = sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
+        most = 0
+        for pair in pairs:
+            most = max(most, *map(len, pair))
+            if most * (len(made[-1]) + 1) > max_tokens:
+                made.append([])
+                most = max(map(len, pair))
+            made[-1].append(pair)
+    made = [batch for batch in made if batch]
+    random.Random(1).shuffle(made)
+    found = []
+    for batch in made[:count]:
+        tensors = collate([s for s, _ in batch], [t for _, t in batch])
+        found.append(
+            (tensors["input_ids"], tensors["labels"].masked_fill(tensors["labels"] == -100, 0))
+        )
+    return found
+
+
+def flops_of(src: Tensor, tgt: Tensor, sizes: dict[str, Any]) -> int:
+    """Floating-point operations of the products that a training step needs, padding left out.
+
+    A product of (n, d) and (d, m) is 2 n d m forward and twice that backward. Embeddings, norms,
+    activations and the softmax are not counted, nor is what causal attention need not look at.
+    """
+    if sizes["kind"] == "rnn":
+        return rnn_flops(src, tgt, sizes)
+    d, f, layers = sizes["d_model"], sizes["dim_feedforward"], sizes["num_layers"]
+    s, t = (side.ne(0).sum(1).double() for side in (src, tgt))
+    encoder = s * (4 * d * d + 2 * d * f) + 2 * s * s * d
+    own = t * (4 * d * d + 2 * d * f) + t * (t + 1) * d
+    cross = t * 2 * d * d + s * 2 * d * d + 2 * s * t * d
+    products = layers * (encoder + own + cross) + t * d * sizes["vocab_size"]
+    return 3 * 2 * int(products.sum())
+
+
+def rnn_flops(src: Tensor, tgt: Tensor, sizes: dict[str, Any]) -> int:
+    """The same for a bidirectional GRU and Bahdanau's decoder, both of one layer."""
+    d = sizes["d_model"]
+    s, t = (side.ne(0).sum(1).double() for side in (src, tgt))
+    encoder = s * 2 * 3 * (d * d + d * d) + s * 2 * d * d  # two directions; keys
+    attention = t * d * d + s * t * d + s * t * 2 * d  # query, energy, context
+    decoder = t * 3 * (3 * d * d + d * d) + t * 4 * d * d  # input and context, state; readout
+    products = encoder + attention + decoder + t * d * sizes["vocab_size"]
+    return 3 * 2 * int(products.sum())
+
+
+def translate_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Sentences of a test set, sorted by length, in batches of so many."""
+    from litseq import Seq2Seq
+    from litseq.data.collate import collate
+    from litseq.export.command import main as export
+
+    if not args.ckpt:
+        sys.exit("give a checkpoint to translate with: --ckpt CKPT.")
+    model = Seq2Seq.load_from_checkpoint(args.ckpt)
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    texts = Path(args.test).read_text(encoding="utf-8").splitlines()[: args.sentences]
+    ids = sorted(tokenizer.encode_source(texts), key=len, reverse=True)
+    for name, to, quantization in (
+        ("marian", "marian", "float32"),
+        ("ctranslate2", "ctranslate2", "float32"),
+        ("ctranslate2-int8", "ctranslate2", "int8"),
+    ):
+        if args.who is None or name in args.who:
+            export(
+                ckpt=args.ckpt, output=str(folder / name), to=to, quantization=quantization
+            )  # fmt: skip
+    size = args.batch_size
+    return {
+        "ckpt": args.ckpt,
+        "sources": [
+            collate(ids[first : first + size])["input_ids"] for first in range(0, len(ids), size)
+        ],
+        "pieces": tokenizer.target_pieces(range(tokenizer.tgt_vocab_size)),
+        "beam_size": args.beam_size,
+        "max_len": args.max_len,
+        "precision": args.precision,
+        "threads": args.threads,
+        "sentences": len(ids),
+        "sizes": {"vocab_size": tokenizer.tgt_vocab_size},
+        **{name: str(folder / name) for name in TRANSLATORS[1:]},
+    }
+
+
+# ---- the contestants ----
+
+
+class Contestant:
+    """A process that works when it is told to."""
+
+    def __init__(self, mode: str, name: str, work: Path, python: str, threads: int) -> None:
+        self.name = name
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [python, str(WORKER), mode, name, str(work)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment,
+        )  # fmt: skip
+        self.rounds: list[dict[str, Any]] = []
+        self.facts = self._answer()
+
+    def run(self) -> None:
+        """One round."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.rounds.append(self._answer())
+
+    def close(self) -> None:
+        """Ends the process, which then says how much memory it took."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self.facts |= self._answer()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            last = (self._errors.read().strip().splitlines() or ["nothing was said"])[-1]
+            raise RuntimeError(f"{self.name}: {last}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def measure(work: dict[str, Any], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Lets all contestants work in turns."""
+    path = folder / "work.pt"
+    torch.save(work, path)
+    pythons = dict(item.split("=", 1) for item in args.python)
+    names = args.who or (TRAINEES if args.what == "train" else TRANSLATORS)
+    contestants = []
+    for name in ("limit", *names):
+        python = pythons.get(name, sys.executable)
+        try:
+            contestants.append(Contestant(args.what, name, path, python, args.threads))
+        except RuntimeError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    for number in range(args.rounds):
+        shift = number % len(contestants)
+        for contestant in contestants[shift:] + contestants[:shift]:
+            contestant.run()
+            seconds = contestant.rounds[-1]["seconds"]
+            print(f"round {number + 1}: {contestant.name} {seconds:.2f} s", file=sys.stderr)
+    for contestant in contestants:
+        contestant.close()
+    told = (
+        "tokens",
+        "positions",
+        "flops",
+        "sizes",
+        "precision",
+        "threads",
+        "sentences",
+        "beam_size",
+    )
+    return {
+        "what": args.what,
+        "size": args.size,
+        "max_tokens": args.max_tokens,
+        "batches": args.batches,
+        "same_batches": args.same_batches,
+        "batch_size": args.batch_size,
+        **{name: work[name] for name in told if name in work},
+        "machine": platform.processor() or platform.machine(),
+        "versions": _versions(pythons),
+        "contestants": {
+            c.name: {"facts": c.facts, "rounds": [_brief(found) for found in c.rounds]}
+            for c in contestants
+        },
+    }
+
+
+def _brief(found: dict[str, Any]) -> dict[str, Any]:
+    outputs = found.pop("outputs", None)
+    if outputs is not None:
+        found["output_tokens"] = sum(map(len, outputs))
+    return found
+
+
+def _versions(pythons: dict[str, str]) -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("transformers", "ctranslate2"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    for name, python in pythons.items():
+        code = f"from importlib.metadata import version; print(version({PACKAGES[name]!r}))"
+        said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+        found[PACKAGES[name]] = said.stdout.strip()
+    return found
+
+
+# ---- the tables ----
+
+
+def _seconds(result: dict[str, Any], name: str) -> list[float]:
+    return [found["seconds"] for found in result["contestants"][name]["rounds"]]
+
+
+def _ratio(result: dict[str, Any], name: str) -> str:
+    ours, theirs = _seconds(result, "litseq"), _seconds(result, name)
+    work = result.get("tokens")  # where they did not do the same
+    more = work["litseq"] / work[name] if work else 1.0
+    ratios = sorted(more * b / a for a, b in zip(ours, theirs, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+
+
+def _gflops(result: dict[str, Any]) -> float:
+    """What the machine's largest products reach, the median of the rounds, in 1e9 a second."""
+    rounds = result["contestants"]["limit"]["rounds"]
+    return statistics.median(found[result["precision"]] for found in rounds)
+
+
+def train_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Target tokens a second, and what they are of the bound."""
+    bound = _gflops(result) * 1e9 * result["tokens"]["litseq"] / result["flops"]
+    header = [
+        "who", "target tokens a second", "times as long as litseq", "of the bound",
+        "no padding", "operator calls a step", "peak memory, MB",
+    ]  # fmt: skip
+    rows = [["the bound", f"{bound:,.0f}", "", "100 %", "", "", ""]]
+    for name, contestant in result["contestants"].items():
+        if name == "limit":
+            continue
+        tokens = result["tokens"][name]
+        rate = tokens / statistics.median(_seconds(result, name))
+        calls = contestant["facts"].get("calls")
+        rows.append(
+            [
+                name,
+                f"{rate:,.0f}",
+                _ratio(result, name),
+                f"{rate / bound:.0%}",
+                f"{tokens / result['positions'][name]:.0%}",
+                "" if calls is None else f"{calls:,}",
+                f"{contestant['facts']['memory'] / 1e6:,.0f}",
+            ]
+        )
+    return header, rows
+
+
+def translate_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Sentences a second."""
+    header = ["who", "sentences a second", "tokens a second", "times as long as litseq"]
+    rows = []
+    for name, contestant in result["contestants"].items():
+        if name == "limit":
+            continue
+        seconds = statistics.median(_seconds(result, name))
+        tokens = contestant["rounds"][0]["output_tokens"]
+        rows.append(
+            [
+                name,
+                f"{result['sentences'] / seconds:,.0f}",
+                f"{tokens / seconds:,.0f}",
+                _ratio(result, name),
+            ]
+        )
+    return header, rows
+
+
+def keep(result: dict[str, Any], header: list[str], rows: list[list[str]]) -> None:
+    """Writes record and table; what was measured before under other options stays."""
+    key = f"{result['what']}-{result['size']}-{result['precision']}"
+    if result["same_batches"]:
+        key += "-same"
+    if result["what"] == "translate":
+        key = f"translate-{result['beam_size']}"
+    records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    records[key] = result
+    with whole_file(RESULTS) as file:
+        file.write(json.dumps(records, indent=1) + "\n")
+    fill(PAGE, key, header, rows)
+
+
+if __name__ == "__main__":
+    main()
