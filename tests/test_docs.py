@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import litseq
 from command_line import litseq as run_command
 from litseq.cli import COMMANDS, Seq2SeqCLI
 
@@ -107,6 +108,14 @@ def test_chinese_pages_are_chinese(site):
         text = (site / "zh" / name).read_text()
         assert '<html lang="zh"' in text
         assert "看见注意力" in text
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    listed = set(re.findall(r"^::: ([\w.]+)", pages, re.MULTILINE))
+    for name in litseq.__all__:
+        home = getattr(litseq, name).__module__
+        assert home in listed or any(entry.endswith(f".{name}") for entry in listed), name
 
 
 # ---- commands ----

@@ -229,7 +229,7 @@ class RnnAttention(ProjectingModel):
     def _look(self, query: Tensor, state: RnnAttentionState) -> tuple[Tensor, Tensor]:
         """Context, float (B, T, D), and weights, (B, T, S), for queries, float (B, T, H)."""
         # several targets of one source ask together, as if they were one target's positions
-        asked = query.view(len(state.keys), -1, query.size(-1))
+        asked = query.view(state.keys.size(0), -1, query.size(-1))
         found = self.attend(asked, state.keys, state.values, state.key_padding_mask)
         context, weights = (part.view(*query.shape[:2], -1) for part in found)
         return context, weights

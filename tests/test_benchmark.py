@@ -1,0 +1,106 @@
+"""What the benchmark counts, and how it lets others make their batches."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import benchmark  # noqa: E402
+import benchmark_peers  # noqa: E402
+import benchmark_worker as worker  # noqa: E402
+
+TRANSFORMER = {
+    "kind": "transformer", "vocab_size": 60, "d_model": 24, "num_heads": 4, "num_layers": 2,
+    "dim_feedforward": 40, "dropout": 0.1, "label_smoothing": 0.1, "longest": 20,
+}  # fmt: skip
+RNN = TRANSFORMER | {"kind": "rnn", "num_layers": 1}
+
+
+def batch(sizes):
+    torch.manual_seed(0)
+    return [torch.randint(4, sizes["vocab_size"], (5, length)) for length in (7, 9)]
+
+
+def counted(sizes, src, tgt):
+    """What torch counts in a training step, and what it passes over."""
+    model = worker.Ours(worker.network_of(sizes).train(), 0.1)
+    with FlopCounterMode(display=False) as counter:
+        model(src, tgt).backward()
+    in_place = 2 * tgt.numel() * sizes["d_model"] * sizes["vocab_size"]  # the projection's gradient
+    return counter.get_total_flops() + in_place
+
+
+def test_operations_of_a_transformer_are_those_that_torch_counts():
+    src, tgt = batch(TRANSFORMER)
+    (b, t), d = tgt.shape, TRANSFORMER["d_model"]
+    # torch also counts the products with the future, which are masked
+    future = 3 * 2 * TRANSFORMER["num_layers"] * b * (2 * t * t - t * (t + 1)) * d
+    found = benchmark.flops_of(src, tgt, TRANSFORMER)
+    assert found == counted(TRANSFORMER, src, tgt) - future
+
+
+def test_operations_leave_padding_out():
+    src, tgt = batch(TRANSFORMER)
+    longer = [torch.nn.functional.pad(side, (0, 3)) for side in (src, tgt)]
+    for sizes in (TRANSFORMER, RNN):
+        assert benchmark.flops_of(*longer, sizes) == benchmark.flops_of(src, tgt, sizes)
+
+
+def test_operations_of_a_recurrent_model_are_about_those_that_torch_counts():
+    """Torch knows no GRU, and sees its products."""
+    src, tgt = batch(RNN)
+    assert benchmark.flops_of(src, tgt, RNN) == pytest.approx(counted(RNN, src, tgt), rel=0.15)
+
+
+@pytest.mark.parametrize("rule", sorted(set(benchmark.RULES.values())))
+def test_batches_of_others_keep_the_budget(rule):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 30, (2000, 2), generator=generator).tolist()
+    pairs = [([number % 50 + 4] * s, [5] * t) for number, (s, t) in enumerate(lengths)]
+    every = benchmark.own_batches(pairs, rule, 600, 10_000)
+    assert sum(len(src) for src, _ in every) == len(pairs)
+    sizes = [max(src.size(1), tgt.size(1)) * len(src) for src, tgt in every]
+    if rule == "grouped":  # as many sentences in each
+        assert max(len(src) for src, _ in every) * 30 < 1200
+    else:
+        assert max(sizes) <= 600
+    padding = 1 - sum(int((tgt != 0).sum()) for _, tgt in every) / sum(t.numel() for _, t in every)
+    assert {"shuffled": padding > 0.4, "grouped": padding > 0.3, "sorted": padding < 0.4}[rule]
+
+
+def test_a_rate_that_is_compared_counts_the_tokens_of_each():
+    def rounds(*seconds):
+        return {"rounds": [{"seconds": s, "32-true": 100.0} for s in seconds]}
+
+    def contestant(*seconds):
+        return rounds(*seconds) | {"facts": {"memory": 2e6, "calls": 7}}
+
+    result = {
+        "tokens": {"litseq": 1000, "torch": 500}, "positions": {"litseq": 1250, "torch": 1000},
+        "flops": 50e9, "precision": "32-true",
+        "contestants": {
+            "limit": rounds(1, 1, 1), "litseq": contestant(1, 2, 1), "torch": contestant(2, 2, 3),
+        },
+    }  # fmt: skip
+    header, (bound, litseq, torch_) = benchmark.train_table(result)
+    assert dict(zip(header, bound, strict=True))["target tokens a second"] == "2,000"
+    assert litseq[1:5] == ["1,000", "1.00 (1.00–1.00)", "50%", "80%"]
+    assert torch_[1:5] == ["250", "4.00 (2.00–6.00)", "12%", "50%"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("torch", TRANSFORMER), ("torch", RNN), ("marian", TRANSFORMER)]
+)
+def test_peers_learn_and_are_about_as_large(name, sizes):
+    line = benchmark_peers.check(benchmark_peers.PEERS[name], benchmark_peers.Sizes(**sizes))
+    assert "FAILED" not in line
+
+
+def test_there_is_no_recurrent_marian():
+    with pytest.raises(ValueError, match="use kind 'transformer'"):
+        benchmark_peers.PEERS["marian"](benchmark_peers.Sizes(**RNN))
