@@ -85,6 +85,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
     args = parser.parse_args()
+    usual = TRAINEES if args.what == "train" else TRANSLATORS
+    known = (*TRAINEES, "compiled") if args.what == "train" else TRANSLATORS
+    args.who = list(dict.fromkeys(("litseq", *(args.who or usual))))  # all are compared with it
+    for name in (*args.who, *(item.partition("=")[0] for item in args.python)):
+        if name not in known:
+            sys.exit(f"unknown contestant {name!r}; choose among {', '.join(known)}.")
     with tempfile.TemporaryDirectory() as folder:
         work = (train_work if args.what == "train" else translate_work)(args, Path(folder))
         result = measure(work, args, Path(folder))
@@ -110,7 +116,7 @@ def train_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         (batch["input_ids"], batch["labels"].masked_fill(batch["labels"] == -100, 0))
         for batch in islice(data.train_dataloader(), args.batches)
     ]
-    batches = dict.fromkeys(("litseq", *TRAINEES), ours)
+    batches = dict.fromkeys((*TRAINEES, "compiled"), ours)
     if not args.same_batches:
         pairs = encoded_pairs(args.train, data.tokenizer)
         for name, rule in RULES.items():
@@ -230,7 +236,7 @@ def translate_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ("ctranslate2", "ctranslate2", "float32"),
         ("ctranslate2-int8", "ctranslate2", "int8"),
     ):
-        if args.who is None or name in args.who:
+        if name in args.who:
             export(
                 ckpt=args.ckpt, output=str(folder / name), to=to, quantization=quantization
             )  # fmt: skip
@@ -298,9 +304,8 @@ def measure(work: dict[str, Any], args: argparse.Namespace, folder: Path) -> dic
     path = folder / "work.pt"
     torch.save(work, path)
     pythons = dict(item.split("=", 1) for item in args.python)
-    names = args.who or (TRAINEES if args.what == "train" else TRANSLATORS)
     contestants = []
-    for name in ("limit", *names):
+    for name in ("limit", *args.who):
         python = pythons.get(name, sys.executable)
         try:
             contestants.append(Contestant(args.what, name, path, python, args.threads))
@@ -330,12 +335,13 @@ def measure(work: dict[str, Any], args: argparse.Namespace, folder: Path) -> dic
         "max_tokens": args.max_tokens,
         "batches": args.batches,
         "same_batches": args.same_batches,
+        "rounds": args.rounds,
         "batch_size": args.batch_size,
         **{name: work[name] for name in told if name in work},
         "machine": platform.processor() or platform.machine(),
         "versions": _versions(pythons),
         "contestants": {
-            c.name: {"facts": c.facts, "rounds": [_brief(found) for found in c.rounds]}
+            c.name: {"facts": _brief(c.facts), "rounds": [_brief(found) for found in c.rounds]}
             for c in contestants
         },
     }
@@ -356,6 +362,8 @@ def _versions(pythons: dict[str, str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     for name, python in pythons.items():
+        if name not in PACKAGES:
+            continue
         code = f"from importlib.metadata import version; print(version({PACKAGES[name]!r}))"
         said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
         found[PACKAGES[name]] = said.stdout.strip()
@@ -390,13 +398,13 @@ def train_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "who", "target tokens a second", "times as long as litseq", "of the bound",
         "no padding", "operator calls a step", "peak memory, MB",
     ]  # fmt: skip
-    rows = [["the bound", f"{bound:,.0f}", "", "100 %", "", "", ""]]
+    rows = [["the bound", f"{bound:,.0f}", "", "100%", "", "", ""]]
     for name, contestant in result["contestants"].items():
         if name == "limit":
             continue
         tokens = result["tokens"][name]
         rate = tokens / statistics.median(_seconds(result, name))
-        calls = contestant["facts"].get("calls")
+        calls, memory = (contestant["facts"].get(name) for name in ("calls", "memory"))
         rows.append(
             [
                 name,
@@ -405,9 +413,11 @@ def train_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{rate / bound:.0%}",
                 f"{tokens / result['positions'][name]:.0%}",
                 "" if calls is None else f"{calls:,}",
-                f"{contestant['facts']['memory'] / 1e6:,.0f}",
+                "" if memory is None else f"{memory / 1e6:,.0f}",
             ]
         )
+    if not any(row[-1] for row in rows):  # nobody counts memory there
+        return header[:-1], [row[:-1] for row in rows]
     return header, rows
 
 

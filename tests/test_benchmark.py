@@ -1,5 +1,6 @@
 """What the benchmark counts, and how it lets others make their batches."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -104,3 +105,25 @@ def test_peers_learn_and_are_about_as_large(name, sizes):
 def test_there_is_no_recurrent_marian():
     with pytest.raises(ValueError, match="use kind 'transformer'"):
         benchmark_peers.PEERS["marian"](benchmark_peers.Sizes(**RNN))
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_readme_has_the_numbers_of_the_record(page):
+    records = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
+    _, rows = benchmark.train_table(records["train-small-32-true"])
+    rates = {who: rate for who, rate, *_ in rows}
+    of_bound = {who: share for who, _, _, share, *_ in rows}["litseq"]
+    _, half = benchmark.train_table(records["train-small-bf16-mixed"])
+    in_bfloat16 = {who: rate for who, rate, *_ in half}["litseq"]
+    _, searches = benchmark.translate_table(records["translate-4"])
+    times = {who: float(ratio.split()[0]) for who, *_, ratio in searches}
+    text = (ROOT / page).read_text(encoding="utf-8")
+    text = text[text.index("scripts/benchmark.py") - 1200 : text.index("scripts/benchmark.py")]
+    for number in (
+        *(rates[who] for who in ("litseq", "opennmt", "marian", "torch")),
+        of_bound.replace("%", ""),
+        in_bfloat16,
+        f"{times['marian']:.1f}",
+        f"{1 / times['ctranslate2']:.1f}",
+    ):
+        assert number in text, number

@@ -1,6 +1,7 @@
 """Exported models, run by CTranslate2 and onnxruntime, do what the checkpoint does."""
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -77,6 +78,17 @@ def test_ctranslate2_says_what_we_say(options, tmp_path):
     report = verify.compare(model, theirs, texts=TEXTS)
     assert report["largest_gap"] < 1e-5
     assert report["equal_greedy"] == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("beam_size", "n_best", "patience"),
+    [(1, 1, 0.4), (4, 1, 0.5), (4, 3, 0.5), (4, 2, 1), (4, 1, 1.5), (3, 1, math.inf)],
+)
+def test_ctranslate2_takes_any_patience(beam_size, n_best, patience, tmp_path):
+    model = make()
+    options = {"beam_size": beam_size, "n_best": n_best, "patience": patience}
+    found = searched(ctranslate2(model, tmp_path), model, **options)
+    assert {len(hypotheses) for hypotheses in found} == {n_best}
 
 
 def test_scores_of_ctranslate2_are_normalised_as_ours(tmp_path):

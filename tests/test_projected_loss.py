@@ -101,6 +101,51 @@ def test_float16_keeps_its_loss_scale(hidden, projection, labels, monkeypatch):
     assert len(called) == 1
 
 
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["no bias", "its own forward", "a hook"])
+def test_what_is_more_than_a_linear_map_is_called(hidden, labels, kind):
+    projection = nn.Linear(D, V, bias=kind != "no bias")
+    if kind == "its own forward":
+        projection = Scaled(D, V)
+    elif kind == "a hook":
+        projection.register_forward_hook(lambda module, args, output: 3 * output)
+    hidden, projection = hidden, projection.double()
+    found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
+    expected = token_loss(projection(hidden), labels, label_smoothing=0.1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_only_the_loss_has_a_gradient_and_only_once(hidden, projection, labels):
+    found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
+    assert found.loss.requires_grad
+    assert not found.nll.requires_grad
+    (grad,) = torch.autograd.grad(found.loss**2, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_training_no_gradient_is_computed(hidden, projection, labels, mode, monkeypatch):
+    expected = projected_loss(hidden, projection, labels, label_smoothing=0.1)
+    monkeypatch.setattr(module, "_add", lambda grads, *_: pytest.fail("gradients were added"))
+    with mode():
+        found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
+    torch.testing.assert_close(found.loss, expected.loss.detach())
+
+
+def test_a_compiled_step_is_one_graph(hidden, projection, labels):
+    step = torch.compile(
+        lambda h: projected_loss(h, projection, labels, label_smoothing=0.1).loss,
+        fullgraph=True, backend="aot_eager",
+    )  # fmt: skip
+    expected = projected_loss(hidden, projection, labels, label_smoothing=0.1).loss
+    torch.testing.assert_close(step(hidden), expected)
+
+
 def test_nothing_to_learn_from(hidden, projection, labels):
     found = projected_loss(hidden, projection, labels.fill_(-100), label_smoothing=0.1)
     assert (found.loss, found.nll, found.num_tokens) == (0, 0, 0)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, token_loss
 
@@ -24,7 +25,9 @@ def projected_loss(
 
     A few rows are projected at a time; their gradient is computed while their logits are still in
     the cache. So memory holds gradients of hidden vectors and of the projection, and (N, V) never.
-    On a CPU, rows without a label are left out.
+    On a CPU, rows without a label are left out. A projection that is more than ``nn.Linear``, or
+    that is watched by hooks, is called as it is, and so is any in float16, where gradients that no
+    loss scale has multiplied yet are too small.
 
     Args:
         hidden: What is projected, float (..., D).
@@ -39,10 +42,9 @@ def projected_loss(
     """
     check_label_smoothing(label_smoothing)
     device, dtype = hidden.device.type, hidden.dtype
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if dtype == torch.float16:
-        # a gradient that no loss scale has multiplied yet is too small for float16
+    if dtype == torch.float16 or not _is_plain(projection):
         return token_loss(projection(hidden), labels, label_smoothing=label_smoothing)
     loss, nll = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, -2),
@@ -51,8 +53,14 @@ def projected_loss(
         labels.flatten(),
         label_smoothing,
         dtype,
+        torch.is_grad_enabled(),
     )
     return TokenLoss(loss, nll, (labels != IGNORE).sum())
+
+
+def _is_plain(projection: nn.Linear) -> bool:
+    hooks = projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks
+    return type(projection) is nn.Linear and projection.bias is not None and not hooks
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
@@ -67,10 +75,11 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         label_smoothing: float,
         dtype: torch.dtype,
+        trains: bool,
     ) -> tuple[Tensor, Tensor]:
         """Returns the sums of loss and of nll, from (N, D), (V, D), (V,) and labels (N,)."""
         grads = [
-            torch.zeros_like(x, dtype=_at_least_float32(x)) if needed else None
+            torch.zeros_like(x, dtype=_at_least_float32(x)) if needed and trains else None
             for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
         with torch.autocast(hidden.device.type, enabled=False):
@@ -96,12 +105,14 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                     _add(grads, rows, slope.to(dtype), h, w)
         ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         ctx.save_for_backward(*grads)
-        nll, even = sums.unbind()
+        nll, even = sums[0].clone(), sums[1]
         ctx.mark_non_differentiable(nll)
-        loss = (1 - label_smoothing) * nll + label_smoothing * even if label_smoothing else nll
-        return loss.clone(), nll.clone()
+        if not label_smoothing:
+            return nll.clone(), nll
+        return (1 - label_smoothing) * nll + label_smoothing * even, nll
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
         grad_loss: Tensor,
@@ -112,12 +123,12 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             None if grad is None else (grad * grad_loss).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _pieces(labels: Tensor, vocab_size: int) -> list[Tensor | slice]:
     """Rows that are computed together: those with a label, or all where counting would wait."""
-    on_cpu = labels.device.type == "cpu"
+    on_cpu = labels.device.type == "cpu" and not torch.compiler.is_compiling()
     size = max(1, _PIECE[on_cpu] // vocab_size)
     if on_cpu:
         return list(torch.split((labels != IGNORE).nonzero()[:, 0], size))

@@ -274,12 +274,13 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
 
     def _loss(self, batch: Batch) -> TokenLoss:
         network, labels = self._model(), batch["labels"]
+        inner = getattr(network, "_orig_mod", network)  # of a compiled one
         inputs = batch["input_ids"], batch["attention_mask"] == 0, self._tgt_in(labels)
         smoothing = self.hparams["label_smoothing"]
-        if not isinstance(network, ProjectingModel):
+        if not isinstance(inner, ProjectingModel):
             return token_loss(network(*inputs), labels, label_smoothing=smoothing)
         hidden = network(*inputs, project=False)
-        return projected_loss(hidden, network.output, labels, label_smoothing=smoothing)
+        return projected_loss(hidden, inner.output, labels, label_smoothing=smoothing)
 
     def _loss_of_two(self, batch: Batch, r_drop: float) -> TokenLoss:
         """R-Drop: the mean loss of two passes, and how far they disagree."""
@@ -342,10 +343,10 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
             betas=tuple(h["betas"]),
             eps=h["eps"],
             weight_decay=h["weight_decay"],
-            # Lightning cannot clip gradients of a fused optimizer under a gradient scaler,
+            # Lightning cannot clip gradients of a fused optimizer under a gradient scaler
             fused=not scaled or None,
         )
-        if not scaled:  # and takes it for one that is under it, whatever the precision
+        if not scaled:  # without one, Lightning needs to be told that there is none
             optimizer._step_supports_amp_scaling = False
         if self.lr_scheduler is not None:
             chosen = self.lr_scheduler(optimizer)

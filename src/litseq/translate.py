@@ -77,9 +77,8 @@ def main(
         length_penalty: Exponent of the length normalisation. Default: the checkpoint's.
         length_offset: Lengths are counted from it; 5 is Wu et al.'s (2016), 0 divides by the length
             itself. Default: the checkpoint's.
-        patience: A beam ends when patience * beam_size hypotheses of a sentence have ended; 1 is
-            faster than what is done without it, which is to wait until nothing better can come.
-            Default: the checkpoint's.
+        patience: A beam ends when patience * beam_size hypotheses of a sentence have ended; inf:
+            when nothing better can come, which takes longer than 1. Default: the checkpoint's.
         max_len_a: Longest output is max_len_a * source tokens + max_len_b. Default: the
             checkpoint's.
         max_len_b: See max_len_a.

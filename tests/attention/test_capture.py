@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from litseq.attention import Seen, capture_attention
+from litseq.decoding import beam_search
 from litseq.models import Rnn, RnnAttention, Transformer
 
 B, S, T, D, H, V = 2, 7, 5, 12, 3, 23
@@ -160,6 +161,18 @@ def test_recurrent_attention_is_the_model_s_own(src, padding, tgt):
             model.decode(tgt, model.encode(src, padding))
             model.decode(tgt, model.encode(src.flip(0), padding))
         assert [tuple(m.weights.shape) for m in maps] == [(B, 1, T, S)] * 2
+
+
+@pytest.mark.parametrize("make", [transformer, lambda: RnnAttention(V, **RECURRENT).eval()])
+def test_beams_of_a_sentence_are_no_steps(make, src, padding):
+    """They look at the same keys together, and each of them has a row at every step."""
+    model = make()
+    options = {"length_penalty": 0.6, "n_best": 1, "bos_id": 2, "eos_id": 3}
+    with capture_attention(model, kinds=["cross"]) as maps:
+        beam_search(
+            model, model.encode(src, padding), beam_size=3, max_len=torch.full((B,), 4), **options
+        )
+    assert {found.weights.size(2) for found in maps} == {1, 3}
 
 
 def test_steps_see_what_decode_sees(model, src, padding, tgt):

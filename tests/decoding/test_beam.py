@@ -92,6 +92,14 @@ def test_patience_ends_a_beam(seed, beam_size, n_best, patience, enough):
     assert steps < len(model.rows) - steps, "it would have ended as early without"
 
 
+def test_endless_patience_is_none():
+    found = [
+        search(random_model(1), SENTENCES, MAX_LEN, beam_size=3, patience=patience)
+        for patience in (None, math.inf)
+    ]
+    assert found[0] == found[1]
+
+
 def test_stops_when_nothing_alive_can_win():
     model = random_model(0, sharpness=4.0)
     search(model, SENTENCES, torch.full((6,), 60), beam_size=3)

@@ -35,6 +35,15 @@ def padding():
     return torch.arange(S) >= torch.tensor([[S], [4]])
 
 
+def test_a_query_that_may_look_nowhere_is_no_nan():
+    """A row of padding alone must not spoil the loss of its batch."""
+    product = DotProductAttention("encoder", dropout=0.1)  # written out in training
+    q, k, v = torch.randn(3, 2, 3, 5, 4)
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    mask[1] = False
+    assert product(q, k, v, attn_mask=mask).isfinite().all()
+
+
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_equals_torch(ours, theirs, padding, need_weights):
     query, memory = torch.randn(B, T, D).double(), torch.randn(B, S, D).double()

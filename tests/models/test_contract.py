@@ -1,5 +1,6 @@
 """What every model promises, whatever is inside of it."""
 
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import get_args
 
@@ -120,6 +121,33 @@ def test_beams_that_share_their_source_are_those_that_do_not(model, src, padding
     both(torch.tensor([9, 4, 5, 8]))
     shared, apart = (state.reorder(torch.tensor([3, 0, 1])) for state in (shared, apart))
     both(torch.tensor([7, 5, 4]))
+
+
+@pytest.mark.parametrize("name", ["transformer", "bahdanau"])
+def test_states_of_a_kind_of_ones_own_are_taken_whole(name, src, padding, tgt):
+    model = MODELS[name]().double().eval()
+    state = model.init_state(model.encode(src, padding))
+
+    @dataclass(frozen=True)
+    class Counting(type(state)):
+        count: torch.Tensor | None = None
+
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    state = Counting(**values, count=torch.arange(B)).reorder(torch.tensor([2, 0, 0, 1]))
+    assert state.count.tolist() == [2, 0, 0, 1]
+    state = state.reorder_beams(torch.tensor([[3, 3], [0, 0]]), torch.tensor([3, 0]))
+    assert isinstance(state, Counting)
+    assert state.count.tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "transformer" in name])
+def test_no_sentence_is_a_batch_too(name, tgt):
+    model = MODELS[name]().double().eval()
+    none = torch.empty(0, S, dtype=torch.int64)
+    state = model.init_state(model.encode(none, none == 0))
+    logits, state = model.step(tgt[:0, 0], state)
+    assert logits.shape == (0, V)
+    assert model.step(tgt[:0, 1], state.reorder(tgt[:0, 0]))[0].shape == (0, V)
 
 
 def test_padding_changes_nothing(model, src, padding, tgt):

@@ -143,7 +143,8 @@ class _Recorder:
         # a copy: the model may write into its own
         weights = weights[: self._max_examples].detach().to("cpu", torch.float32, copy=True)
         last, place = self._last.get(module, (None, 0))
-        if seen.keys is not None and seen.keys is last:
+        # steps of one query each; the beams of a sentence ask together, and are no positions
+        if seen.keys is not None and seen.keys is last and weights.size(2) == 1:
             before = self.maps._maps[place]
             joined = torch.cat((before.weights, weights), 2)
             self.maps._maps[place] = replace(before, weights=joined)

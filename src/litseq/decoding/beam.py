@@ -262,7 +262,7 @@ def beam_search(
     same. A beam of one is greedy search: it ends with its first EOS.
 
     With ``patience`` p, it also leaves once p K of its sequences have finished, and ``n_best`` at
-    least. What would have been found later is mostly no better, and takes as long again.
+    least.
 
     A sequence that reaches its limit stays unfinished: no EOS is forced. Unfinished sequences fill
     the places that finished ones leave empty, and rank behind them.
@@ -282,7 +282,7 @@ def beam_search(
             the model's device.
         suppress: Ids that are never chosen; the other log-probabilities stay what they are.
         length_offset: See ``length_norm``; at least 0.
-        patience: p, above 0; None: no sentence leaves before nothing better can come.
+        patience: p, above 0; None or inf: no sentence leaves before nothing better can come.
 
     Returns:
         For each sentence its hypotheses, best score first: ``n_best``, or fewer where fewer
@@ -320,7 +320,9 @@ def beam_search(
         score=log_probs.new_full((num_sentences, n_best), -torch.inf),
         num_ended=torch.zeros_like(max_len),
     )
-    enough = None if patience is None else max(n_best, math.ceil(patience * beam_size))
+    enough = None
+    if patience is not None and math.isfinite(patience):
+        enough = max(n_best, math.ceil(patience * beam_size))
     done: list[_Sentences] = []
     for length in count(1):
         width = left.alive.size(1)  # 1 after BOS, then K

@@ -32,7 +32,7 @@ class SearchOptions:
             sampling.
         patience: A beam ends when ``patience * beam_size`` sequences of a sentence have ended
             (Kasai et al. 2022, https://arxiv.org/abs/2204.05424); 1 is what fairseq and CTranslate2
-            do. None: when nothing better can come, which takes longer.
+            do. None, or inf: when nothing better can come.
         max_len_a: Limits the length to ``max_len_a * source length + max_len_b`` tokens.
         max_len_b: The constant part of that limit, in tokens.
         sample: Whether to sample; the options below have a meaning only then.
@@ -100,10 +100,10 @@ def check_beam(*, beam_size: int, n_best: int, patience: float | None = None) ->
             f"n_best must lie between 1 and beam_size, got n_best={n_best}, beam_size={beam_size}; "
             f"raise beam_size or ask for fewer."
         )
-    if patience is not None and not (patience > 0 and math.isfinite(patience)):
+    if patience is not None and not patience > 0:
         raise ValueError(
             f"patience must be a number above 0, got {patience}; 1 ends with beam_size finished "
-            f"sequences, null when nothing better can come."
+            f"sequences, inf when nothing better can come."
         )
 
 

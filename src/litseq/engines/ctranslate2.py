@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -158,8 +159,13 @@ class CTranslate2Translator(TextTranslator):
 
 def _search(options: SearchOptions) -> dict[str, Any]:
     if not options.sample:
-        found: dict[str, Any] = dict.fromkeys(("beam_size", "num_hypotheses"), options.beam_size)
-        return found if options.patience is None else {**found, "patience": options.patience}
+        beam = options.beam_size
+        found: dict[str, Any] = {"beam_size": beam, "num_hypotheses": beam}
+        if beam > 1 and options.patience is not None and math.isfinite(options.patience):
+            # it counts in whole hypotheses, and gives no more than it waits for
+            enough = max(options.n_best, math.ceil(options.patience * beam))
+            found |= {"patience": enough / beam, "num_hypotheses": min(beam, enough)}
+        return found
     return {
         "beam_size": 1,
         "num_hypotheses": options.n_best,

@@ -31,7 +31,8 @@ class Dropout(nn.Dropout):
     def after_relu(self, x: Tensor) -> Tensor:
         """Gives ``self(relu(x))``; on a CPU, of which training then keeps the result alone.
 
-        What ReLU or dropout has made zero is zero there, and nothing else is.
+        What ReLU or dropout has made zero is zero there, and nothing else is. Hooks of this module
+        are then not called.
         """
         y: Tensor
         if not self._is_fast(x):

@@ -50,7 +50,8 @@ def attention_weights(
     if is_causal:
         attn_mask = causal_mask(q.size(-2), device=q.device)
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, float("-inf"))
+        # finite: a query that may attend to nothing gives nonsense, and not NaN
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -58,8 +59,8 @@ class DotProductAttention(nn.Module):
     """The fused product: softmax(q k^T / sqrt(d_k)) v, whose weights do not stand in memory.
 
     On a CPU they do where the fused kernel is slower or has to write them out itself: where a step
-    of generation has few queries, in training with dropout, and in bfloat16, whose backward pass
-    takes several times as long there.
+    of generation has few queries (not in bfloat16), in training with dropout, and in training in
+    bfloat16, whose backward pass takes several times as long there.
 
     It has no parameters. It is a module so that whoever wants to see the weights finds the queries
     and keys here, from outside, and computes them anew (``litseq.attention.capture_attention``).

@@ -171,6 +171,8 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """
     # a product of complex numbers is a turn; in float32 at least, for bfloat16 has no complex ones
     dtype = torch.promote_types(x.dtype, torch.float32)
-    pairs = torch.view_as_complex(x.to(dtype).view(*x.shape[:-1], -1, 2))  # (B, H, T, d_k / 2)
+    pairs = torch.view_as_complex(
+        x.to(dtype).view(*x.shape[:-1], x.size(-1) // 2, 2)
+    )  # (B, H, T, d_k / 2)
     sin, cos = rotation.to(dtype).view(len(rotation), -1, 2).unbind(-1)  # each (T, d_k / 2)
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)

@@ -69,8 +69,9 @@ class Seq2SeqModel(nn.Module, ABC):
 class ProjectingModel(Seq2SeqModel):
     """A model that ends with one linear map to the vocabulary, as all of litseq's do.
 
-    Training asks for what goes into it, and puts map and loss together: so logits, by far the
-    largest tensor of a step, never all stand in memory.
+    Training asks for what goes into it, by ``decode_hidden``, and puts map and loss together: so
+    logits, by far the largest tensor of a step, never all stand in memory
+    (``litseq.projected_loss``).
 
     Attributes:
         output: The map, D to V.

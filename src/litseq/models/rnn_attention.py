@@ -46,7 +46,8 @@ class RnnAttentionState(DecoderState):
 
     def reorder(self, index: Tensor) -> RnnAttentionState:
         """Takes targets, int64 (B,); each has its source for itself then."""
-        return self._take(index, index // (self.hidden[0].size(0) // self.keys.size(0)))
+        targets_each = self.hidden[0].size(0) // max(self.keys.size(0), 1)
+        return self._take(index, index if targets_each <= 1 else index // targets_each)
 
     def reorder_beams(self, index: Tensor, sentences: Tensor | None) -> RnnAttentionState:
         """Takes K targets of each source, int64 (n, K), which go on sharing it."""
@@ -55,8 +56,11 @@ class RnnAttentionState(DecoderState):
     def _take(self, targets: Tensor, sources: Tensor | None) -> RnnAttentionState:
         source = self.keys, self.values, self.key_padding_mask
         keys, values, mask = source if sources is None else take_rows(source, sources)
-        hidden, feed = take_rows((self.hidden, self.feed), targets)
-        return RnnAttentionState(hidden, keys, values, mask, feed)
+        # all other fields, whoever added them, have a row for each target
+        none = mask.new_empty(self.hidden[0].size(0))
+        rest = replace(self, keys=none, values=none, key_padding_mask=none)
+        taken = DecoderState.reorder(rest, targets)
+        return replace(taken, keys=keys, values=values, key_padding_mask=mask)
 
 
 # What some steps of the decoder give: vectors to project to the vocabulary, float (B, T, H),
@@ -229,7 +233,9 @@ class RnnAttention(ProjectingModel):
     def _look(self, query: Tensor, state: RnnAttentionState) -> tuple[Tensor, Tensor]:
         """Context, float (B, T, D), and weights, (B, T, S), for queries, float (B, T, H)."""
         # several targets of one source ask together, as if they were one target's positions
-        asked = query.view(state.keys.size(0), -1, query.size(-1))
+        asked = query
+        if query.size(0) != state.keys.size(0):
+            asked = query.view(state.keys.size(0), -1, query.size(-1))
         found = self.attend(asked, state.keys, state.values, state.key_padding_mask)
         context, weights = (part.view(*query.shape[:2], -1) for part in found)
         return context, weights

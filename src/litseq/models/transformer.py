@@ -244,7 +244,7 @@ class DecoderLayer(nn.Module):
             assert memory_keys_values is not None
             k, v = memory_keys_values
             # several targets of one source ask together, as if they were one target's positions
-            asked = x if past is None else x.view(k.size(0), -1, x.size(-1))
+            asked = x if x.size(0) == k.size(0) else x.view(k.size(0), -1, x.size(-1))
             found = self.cross_attn.attend(
                 self.cross_attn.queries(asked), k, v, attn_mask=memory_mask,
                 few_queries=past is not None,
@@ -280,8 +280,8 @@ class TransformerState(DecoderState):
 
     def reorder(self, index: Tensor) -> TransformerState:
         """Takes targets, int64 (N,); each has its source for itself then."""
-        targets_each = self.past[0][0].size(0) // self.memory_mask.size(0)
-        return self._take(index, index if targets_each == 1 else index // targets_each)
+        targets_each = self.past[0][0].size(0) // max(self.memory_mask.size(0), 1)
+        return self._take(index, index if targets_each <= 1 else index // targets_each)
 
     def reorder_beams(self, index: Tensor, sentences: Tensor | None) -> TransformerState:
         """Takes K targets of each source, int64 (n, K), which go on sharing it."""
@@ -290,8 +290,11 @@ class TransformerState(DecoderState):
     def _take(self, targets: Tensor, sources: Tensor | None) -> TransformerState:
         memory = self.memory_keys_values, self.memory_mask
         keys_values, mask = memory if sources is None else take_rows(memory, sources)
-        past = take_rows(self.past, targets)
-        return replace(self, memory_keys_values=keys_values, memory_mask=mask, past=past)
+        # all other fields, whoever added them, have a row for each target
+        no_mask = mask.new_empty(self.past[0][0].size(0))
+        rest = replace(self, memory_keys_values=(), memory_mask=no_mask)
+        taken = DecoderState.reorder(rest, targets)
+        return replace(taken, memory_keys_values=keys_values, memory_mask=mask)
 
 
 class Transformer(ProjectingModel):
