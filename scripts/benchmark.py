@@ -130,7 +130,6 @@ def train_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "sizes": sizes,
         "precision": args.precision,
         "threads": args.threads,
-        "fused": True,
         "tokens": {
             name: sum(int((tgt != 0).sum()) for _, tgt in own) for name, own in batches.items()
         },

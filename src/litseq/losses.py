@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "TokenLoss", "check_label_smoothing", "r_drop_loss", "token_loss"]
+__all__ = [
+    "IGNORE",
+    "TokenLoss",
+    "check_label_smoothing",
+    "compute_dtype",
+    "r_drop_loss",
+    "smoothed",
+    "token_loss",
+]
 
 IGNORE = -100
 """The label of positions that count nothing, as in ``torch.nn.CrossEntropyLoss``."""
@@ -108,13 +116,13 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.label_smoothing = label_smoothing
         nll, uniform = [], []
         for z, y, keep in _pieces(logits, labels):
-            log_probs = z.log_softmax(-1, dtype=_compute_dtype(z))
+            log_probs = z.log_softmax(-1, dtype=compute_dtype(z))
             nll.append(-_sum(log_probs.gather(-1, y)[:, 0], keep))
             if label_smoothing:  # else a logit of -inf elsewhere is no matter
                 uniform.append(-_sum(log_probs.mean(-1), keep))
         nll_sum = torch.stack(nll).sum()
         ctx.mark_non_differentiable(nll_sum)
-        return _smoothed(nll_sum, uniform, label_smoothing), nll_sum
+        return smoothed(nll_sum, uniform, label_smoothing), nll_sum
 
     @staticmethod
     def backward(
@@ -126,7 +134,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, labels = ctx.saved_tensors
         grad = torch.empty_like(logits)
         for z, y, keep, out in _pieces(logits, labels, grad):
-            probs = z.softmax(-1, dtype=_compute_dtype(z))
+            probs = z.softmax(-1, dtype=compute_dtype(z))
             probs -= ctx.label_smoothing / z.size(-1)
             probs.scatter_add_(-1, y, probs.new_full((), ctx.label_smoothing - 1.0).expand_as(y))
             torch.mul(probs, (keep * grad_loss)[:, None].to(probs.dtype), out=probs)
@@ -159,7 +167,7 @@ class _RDrop(torch.autograd.Function):
         first, second = logits.chunk(2)
         more = () if grads is None else grads.chunk(2)
         for z, y, keep, w, *out in _pieces(first, labels, second, *more):
-            log_p, log_q = (x.log_softmax(-1, dtype=_compute_dtype(x)) for x in (z, w))
+            log_p, log_q = (x.log_softmax(-1, dtype=compute_dtype(x)) for x in (z, w))
             nll.append(-_sum((log_p.gather(-1, y) + log_q.gather(-1, y))[:, 0] / 2, keep))
             if share:
                 uniform.append(-_sum((log_p.mean(-1) + log_q.mean(-1)) / 2, keep))
@@ -182,7 +190,7 @@ class _RDrop(torch.autograd.Function):
         ctx.dtype = logits.dtype
         nll_sum, kl_sum = torch.stack(nll).sum(), torch.stack(divergence).sum()
         ctx.mark_non_differentiable(nll_sum)
-        return _smoothed(nll_sum, uniform, share) + weight * kl_sum, nll_sum
+        return smoothed(nll_sum, uniform, share) + weight * kl_sum, nll_sum
 
     @staticmethod
     def backward(
@@ -212,7 +220,7 @@ _PIECE = {True: 2**18, False: 2**26}
 keep an accelerator busy while the next piece is on its way."""
 
 
-def _smoothed(nll: Tensor, uniform: list[Tensor], label_smoothing: float) -> Tensor:
+def smoothed(nll: Tensor, uniform: list[Tensor], label_smoothing: float) -> Tensor:
     """Mixes the sum of nll with the sums for a uniform target; always a tensor of its own."""
     if not uniform:
         return nll.clone()
@@ -223,5 +231,6 @@ def _sum(values: Tensor, keep: Tensor) -> Tensor:
     return values.masked_fill(~keep, 0).sum()
 
 
-def _compute_dtype(logits: Tensor) -> torch.dtype:
+def compute_dtype(logits: Tensor) -> torch.dtype:
+    """Float32 at least, whatever the precision of the logits."""
     return torch.promote_types(logits.dtype, torch.float32)

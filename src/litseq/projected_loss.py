@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from litseq.losses import IGNORE, TokenLoss, check_label_smoothing, token_loss
+from litseq.losses import (
+    IGNORE,
+    TokenLoss,
+    check_label_smoothing,
+    compute_dtype,
+    smoothed,
+    token_loss,
+)
 
 __all__ = ["projected_loss"]
 
@@ -79,13 +86,13 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Returns the sums of loss and of nll, from (N, D), (V, D), (V,) and labels (N,)."""
         grads = [
-            torch.zeros_like(x, dtype=_at_least_float32(x)) if needed and trains else None
+            torch.zeros_like(x, dtype=compute_dtype(x)) if needed and trains else None
             for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
         with torch.autocast(hidden.device.type, enabled=False):
             w, b = weight.to(dtype), bias.to(dtype)
             # the mean of all logits is the product with the mean of all rows
-            mean_w, mean_b = (x.mean(0, dtype=_at_least_float32(x)) for x in (weight, bias))
+            mean_w, mean_b = (x.mean(0, dtype=compute_dtype(x)) for x in (weight, bias))
             sums = mean_b.new_zeros(2)
             for rows in _pieces(labels, len(weight)):
                 h, y = hidden[rows].to(dtype), labels[rows]
@@ -93,7 +100,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 y = y.masked_fill(~counts, 0)[:, None]
                 z = F.linear(h, w, b)  # (n, V)
                 chosen = z.gather(-1, y)[:, 0]
-                log_probs = z.log_softmax(-1, dtype=_at_least_float32(z))
+                log_probs = z.log_softmax(-1, dtype=compute_dtype(z))
                 log_prob = log_probs.gather(-1, y)[:, 0]
                 # of a target that is spread evenly: the normaliser less the mean logit
                 even = chosen - log_prob - (h.to(mean_w.dtype) @ mean_w + mean_b)
@@ -107,9 +114,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*grads)
         nll, even = sums[0].clone(), sums[1]
         ctx.mark_non_differentiable(nll)
-        if not label_smoothing:
-            return nll.clone(), nll
-        return (1 - label_smoothing) * nll + label_smoothing * even, nll
+        return smoothed(nll, [even] if label_smoothing else [], label_smoothing), nll
 
     @staticmethod
     @once_differentiable
@@ -148,7 +153,3 @@ def _add(
         of_weight += slope.T @ h
     if of_bias is not None:
         of_bias += slope.sum(0, dtype=of_bias.dtype)
-
-
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
