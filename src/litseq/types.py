@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ __all__ = [
     "DecoderState",
     "Memory",
     "ScoredText",
+    "SharingState",
     "Translation",
     "WordAlignment",
     "check_batch",
     "shift_right",
-    "take_rows",
 ]
 
 AttentionKind = Literal["encoder", "decoder", "cross"]
@@ -112,7 +112,7 @@ def check_batch(batch: object, *, src_vocab_size: int, tgt_vocab_size: int, labe
             )
 
 
-def take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any nesting of tuples
+def _take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any nesting of tuples
     """Takes rows of every tensor in a nesting of tuples and records; keeps what is no tensor.
 
     Args:
@@ -127,7 +127,7 @@ def take_rows(value: Any, index: Tensor) -> Any:  # noqa: ANN401 - walks any nes
     if isinstance(value, _Rows):
         return value.reorder(index)
     if isinstance(value, tuple):
-        return tuple(take_rows(item, index) for item in value)
+        return tuple(_take_rows(item, index) for item in value)
     if isinstance(value, (dict, list, set)):
         raise TypeError(
             f"the rows of a state's tensors cannot be taken inside of a {type(value).__name__}; "
@@ -154,7 +154,7 @@ class _Rows:
         """
         return dataclasses.replace(
             self,
-            **{f.name: take_rows(getattr(self, f.name), index) for f in dataclasses.fields(self)},
+            **{f.name: _take_rows(getattr(self, f.name), index) for f in dataclasses.fields(self)},
         )
 
 
@@ -182,6 +182,41 @@ class DecoderState(_Rows):
 
     Each model derives its own; generation only carries it along and calls ``reorder``.
     """
+
+
+@dataclass(frozen=True)
+class SharingState(DecoderState):
+    """A state of n sources and N targets, N / n for each source, which all of them share.
+
+    Fields that ``OF_SOURCE`` names have a row for each source, all others one for each target.
+    """
+
+    OF_SOURCE: ClassVar[tuple[str, ...]]
+
+    @property
+    def targets_each(self) -> int:
+        """Targets of each source, N / n."""
+        raise NotImplementedError
+
+    def reorder(self, index: Tensor) -> Self:
+        """Takes targets, int64 (N,); each has its source for itself then."""
+        each = self.targets_each
+        return self._take(index, index if each <= 1 else index // each)
+
+    def reorder_beams(self, index: Tensor, sentences: Tensor | None) -> Self:
+        """Takes K targets of each source, int64 (n, K), which go on sharing it."""
+        return self._take(index.flatten(), sentences)
+
+    def _take(self, targets: Tensor, sources: Tensor | None) -> Self:
+        found = {}
+        for field in dataclasses.fields(self):
+            value, rows = getattr(self, field.name), targets
+            if field.name in self.OF_SOURCE:
+                if sources is None:
+                    continue
+                rows = sources
+            found[field.name] = _take_rows(value, rows)
+        return dataclasses.replace(self, **found)
 
 
 @dataclass(frozen=True)

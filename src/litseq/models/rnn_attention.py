@@ -20,13 +20,13 @@ from litseq.layers.recurrent import (
 )
 from litseq.layers.score import Score, ScoreAttention
 from litseq.models.base import ProjectingModel
-from litseq.types import DecoderState, Memory, take_rows
+from litseq.types import DecoderState, Memory, SharingState
 
 __all__ = ["RnnAttention", "RnnAttentionState"]
 
 
 @dataclass(frozen=True)
-class RnnAttentionState(DecoderState):
+class RnnAttentionState(SharingState):
     """What the decoder knows of n sources and of B targets, B / n for each source.
 
     Attributes:
@@ -38,29 +38,18 @@ class RnnAttentionState(DecoderState):
             feeding.
     """
 
+    OF_SOURCE = ("keys", "values", "key_padding_mask")
+
     hidden: tuple[Tensor, ...]
     keys: Tensor
     values: Tensor
     key_padding_mask: Tensor
     feed: Tensor | None = None
 
-    def reorder(self, index: Tensor) -> RnnAttentionState:
-        """Takes targets, int64 (B,); each has its source for itself then."""
-        targets_each = self.hidden[0].size(0) // max(self.keys.size(0), 1)
-        return self._take(index, index if targets_each <= 1 else index // targets_each)
-
-    def reorder_beams(self, index: Tensor, sentences: Tensor | None) -> RnnAttentionState:
-        """Takes K targets of each source, int64 (n, K), which go on sharing it."""
-        return self._take(index.flatten(), sentences)
-
-    def _take(self, targets: Tensor, sources: Tensor | None) -> RnnAttentionState:
-        source = self.keys, self.values, self.key_padding_mask
-        keys, values, mask = source if sources is None else take_rows(source, sources)
-        # all other fields, whoever added them, have a row for each target
-        none = mask.new_empty(self.hidden[0].size(0))
-        rest = replace(self, keys=none, values=none, key_padding_mask=none)
-        taken = DecoderState.reorder(rest, targets)
-        return replace(taken, keys=keys, values=values, key_padding_mask=mask)
+    @property
+    def targets_each(self) -> int:
+        """See ``SharingState``."""
+        return self.hidden[0].size(0) // max(self.keys.size(0), 1)
 
 
 # What some steps of the decoder give: vectors to project to the vocabulary, float (B, T, H),

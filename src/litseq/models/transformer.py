@@ -22,7 +22,7 @@ from litseq.layers.positions import (
 )
 from litseq.layers.sizes import check_dropouts, check_sizes
 from litseq.models.base import ProjectingModel
-from litseq.types import AttentionKind, DecoderState, Memory, take_rows
+from litseq.types import AttentionKind, DecoderState, Memory, SharingState
 
 __all__ = ["Transformer", "TransformerState"]
 
@@ -259,7 +259,7 @@ class DecoderLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class TransformerState(DecoderState):
+class TransformerState(SharingState):
     """What each decoder layer has seen of n sources and of N targets, N / n for each source.
 
     Attributes:
@@ -268,6 +268,8 @@ class TransformerState(DecoderState):
         memory_mask: bool (n, 1, 1, S); True = may attend.
         past: Per layer, keys and values of the target so far, each float (N, H, t, d_k).
     """
+
+    OF_SOURCE = ("memory_keys_values", "memory_mask")
 
     memory_keys_values: tuple[KeysValues | None, ...]
     memory_mask: Tensor
@@ -278,23 +280,10 @@ class TransformerState(DecoderState):
         """Number of target tokens read."""
         return self.past[0][0].size(2)
 
-    def reorder(self, index: Tensor) -> TransformerState:
-        """Takes targets, int64 (N,); each has its source for itself then."""
-        targets_each = self.past[0][0].size(0) // max(self.memory_mask.size(0), 1)
-        return self._take(index, index if targets_each <= 1 else index // targets_each)
-
-    def reorder_beams(self, index: Tensor, sentences: Tensor | None) -> TransformerState:
-        """Takes K targets of each source, int64 (n, K), which go on sharing it."""
-        return self._take(index.flatten(), sentences)
-
-    def _take(self, targets: Tensor, sources: Tensor | None) -> TransformerState:
-        memory = self.memory_keys_values, self.memory_mask
-        keys_values, mask = memory if sources is None else take_rows(memory, sources)
-        # all other fields, whoever added them, have a row for each target
-        no_mask = mask.new_empty(self.past[0][0].size(0))
-        rest = replace(self, memory_keys_values=(), memory_mask=no_mask)
-        taken = DecoderState.reorder(rest, targets)
-        return replace(taken, memory_keys_values=keys_values, memory_mask=mask)
+    @property
+    def targets_each(self) -> int:
+        """See ``SharingState``."""
+        return self.past[0][0].size(0) // max(self.memory_mask.size(0), 1)
 
 
 class Transformer(ProjectingModel):
