@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
+import benchmark_data  # noqa: E402
 import benchmark_peers  # noqa: E402
 import benchmark_worker as worker  # noqa: E402
+from doc_tables import markdown  # noqa: E402
 
 TRANSFORMER = {
     "kind": "transformer", "vocab_size": 60, "d_model": 24, "num_heads": 4, "num_layers": 2,
@@ -127,3 +129,24 @@ def test_the_readme_has_the_numbers_of_the_record(page):
         f"{1 / times['ctranslate2']:.1f}",
     ):
         assert number in text, number
+
+
+def test_the_page_has_the_tables_of_the_record():
+    page = benchmark.PAGE.read_text(encoding="utf-8")
+    for key, result in json.loads(benchmark.RESULTS.read_text(encoding="utf-8")).items():
+        if key == "data":
+            header, rows = benchmark_data.table(result)
+        elif key.startswith("train"):
+            header, rows = benchmark.train_table(result)
+        else:
+            header, rows = benchmark.translate_table(result)
+        assert markdown(header, rows) in page, key
+
+
+def test_corpora_of_any_size_have_no_pair_twice(tmp_path):
+    for lang in benchmark_data.LANGUAGES:
+        (tmp_path / f"train.{lang}").write_text(f"{lang} a\n{lang} b\n")
+    src, tgt = benchmark_data.write_corpus(f"{tmp_path}/train", 5, tmp_path / "more")
+    assert src == ["0 en a", "0 en b", "1 en a", "1 en b", "2 en a"]
+    assert (tmp_path / "more.de").read_text().splitlines() == tgt
+    assert len(set(src)) == len(set(tgt)) == 5

@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from litseq.data.corpora import BAD_LINES, cache_files, open_arrow
+from litseq.data.arrow import ArrowRows
+from litseq.data.corpora import BAD_LINES, cache_files
 from litseq.data.demo import load_demo
 from litseq.data.drift import Drift
 from litseq.data.readers import Columns, find_file, read_file
@@ -26,8 +27,8 @@ def faulty(tmp_path):
 
 def test_bad_lines_leave_with_their_partners(faulty):
     folder = cache(faulty, 3)
-    data = open_arrow(folder)
-    assert list(zip(data["source"], data["target"], strict=True)) == [
+    data = ArrowRows(folder)
+    assert list(zip(data.iter_texts("source"), data.iter_texts("target"), strict=True)) == [
         ("one", "eins"), ("three", "drei"), ("six", "sechs"),
     ]  # fmt: skip
     listed = (folder / BAD_LINES).read_text(encoding="utf-8").splitlines()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from litseq.data import TranslationTokenizer, encoding
-from litseq.data.corpora import cache_files, open_arrow
+from litseq.data.arrow import ArrowRows
+from litseq.data.corpora import cache_files
 from litseq.data.encoding import EncodedSplit, SubwordSampling, cache_tokens
 from litseq.data.readers import Columns
 
@@ -58,7 +59,7 @@ def test_each_side_is_cut_to_its_own_limit(texts, tokens):
 
 
 def test_rows_are_the_tokenizers_ids_and_counts(texts, tokens, tokenizer):
-    rows = open_arrow(tokens)
+    rows = ArrowRows(tokens).table.to_pydict()
     sources, targets = zip(*PAIRS, strict=True)
     assert list(rows["src"]) == tokenizer.encode_source([text[:40] for text in sources])
     assert list(rows["tgt"]) == tokenizer.encode_target(targets)
@@ -74,7 +75,7 @@ def test_rows_are_the_tokenizers_ids_and_counts(texts, tokens, tokenizer):
 def test_processes_change_nothing(texts, tokens, tokenizer, tmp_path, monkeypatch):
     folder = encode(texts, tokenizer, tmp_path, num_proc=2)
     assert len(list(folder.glob("*.arrow"))) == 2
-    assert open_arrow(folder)[:] == open_arrow(tokens)[:]
+    assert ArrowRows(folder).table == ArrowRows(tokens).table
     monkeypatch.setattr(encoding, "_ROWS_PER_PROCESS", 5)
     assert encoding._choose_num_proc(3) == 1
     assert 1 <= encoding._choose_num_proc(100) <= multiprocessing.cpu_count()

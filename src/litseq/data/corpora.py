@@ -1,6 +1,7 @@
 """Parallel text from files, the Hub or the demo: read once, kept in Arrow files, memory-mapped."""
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,18 +9,19 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from litseq.data.arrow import ArrowRows
 from litseq.data.readers import Columns, Pair, find_file, read_file, read_tables, sound_pairs
 from litseq.data.streams import HubStream, PairStream, digest_of
 
 __all__ = [
     "BAD_LINES",
+    "TEXTS",
     "build_once",
     "cache_cut",
     "cache_demo",
@@ -28,14 +30,15 @@ __all__ = [
     "cache_hub",
     "default_cache_dir",
     "hub_splits",
-    "iter_column",
-    "open_arrow",
     "split_by_source",
     "stream_hub",
 ]
 
 _FORMAT = 1  # part of every cache key: raise it when the same input gives other rows
 _CHUNK = 10_000  # rows in memory at a time
+
+TEXTS = "texts.arrow"
+"""The one file with the texts of a folder."""
 
 BAD_LINES = "bad_lines.txt"
 """Beside the texts of a folder: the lines that were left out, with file, number and reason."""
@@ -45,7 +48,9 @@ Part = Literal["train", "val", "test"]
 
 def default_cache_dir() -> Path:
     """``litseq`` below the cache of Hugging Face datasets."""
-    return Path(datasets.config.HF_DATASETS_CACHE) / "litseq"
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    home = Path(os.environ.get("HF_HOME", home))
+    return Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser() / "litseq"
 
 
 def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
@@ -75,24 +80,10 @@ def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
     return folder
 
 
-def open_arrow(folder: Path) -> datasets.Dataset:
-    """Memory-maps the ``*.arrow`` files of a folder, in the order of their names."""
-    parts = [datasets.Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))]
-    if not parts:
-        raise FileNotFoundError(f"{folder} has lost its files; remove it, and run again.")
-    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-
-
-def iter_column(data: datasets.Dataset, name: str) -> Iterator[str]:
-    """The texts of a column, never all of them in memory."""
-    for batch in data.select_columns(name).iter(batch_size=1000):
-        yield from batch[name]
-
-
 def cache_files(
     names: str | Sequence[str], *, columns: Columns, max_bad_lines: int = 0, cache_dir: Path
 ) -> Path:
-    """Reads local files, one after the other, into one folder for ``open_arrow``.
+    """Reads local files, one after the other, into one folder for ``ArrowRows``.
 
     Args:
         names: One name or several, as ``readers.find_file`` takes them.
@@ -144,7 +135,7 @@ def cache_hub(
     max_bad_lines: int = 0,
     cache_dir: Path,
 ) -> Path:
-    """Reads a split of a Hub dataset into a folder for ``open_arrow``.
+    """Reads a split of a Hub dataset into a folder for ``ArrowRows``.
 
     Args:
         name: The dataset's name, or a local folder that ``datasets.load_dataset`` reads.
@@ -161,7 +152,7 @@ def cache_hub(
         ValueError: If the dataset cannot be loaded or lacks the columns.
     """
     where = _where(name, config, split)
-    with _explain_hub(where):
+    with _explain_hub(where) as datasets:
         data = datasets.load_dataset(name, config, split=split)
     bad, skip = _tolerate(max_bad_lines)
     limit = [max_bad_lines] if max_bad_lines else []
@@ -189,7 +180,7 @@ def stream_hub(
         ValueError: If the dataset cannot be loaded.
     """
     where = _where(name, config, "+".join(splits))
-    with _explain_hub(where):
+    with _explain_hub(where) as datasets:
         parts = [datasets.load_dataset(name, config, split=s, streaming=True) for s in splits]
         data = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     return HubStream(data, where, columns)
@@ -198,7 +189,7 @@ def stream_hub(
 def cache_head(
     stream: PairStream, num_pairs: int, *, max_bad_lines: int = 0, cache_dir: Path
 ) -> Path:
-    """Reads the first pairs of a stream into a folder for ``open_arrow``.
+    """Reads the first pairs of a stream into a folder for ``ArrowRows``.
 
     Args:
         stream: Where they come from.
@@ -229,7 +220,7 @@ def hub_splits(name: str, config: str | None) -> list[str]:
     Raises:
         ValueError: If they cannot be found out.
     """
-    with _explain_hub(name):
+    with _explain_hub(name) as datasets:
         return list(datasets.get_dataset_split_names(name, config))
 
 
@@ -238,16 +229,18 @@ def _where(name: str, config: str | None, split: str) -> str:
 
 
 @contextmanager
-def _explain_hub(where: str) -> Iterator[None]:
+def _explain_hub(where: str) -> Iterator[Any]:
+    import datasets  # half a second: who has all in the cache does without
+
     try:
-        yield
+        yield datasets
     except Exception as error:  # the Hub's client raises many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot load dataset {where}: {reason}") from error
 
 
 def cache_demo(part: Part, *, src_lang: str, tgt_lang: str, cache_dir: Path) -> Path:
-    """Unpacks a part of the built-in demo corpus into a folder for ``open_arrow``."""
+    """Unpacks a part of the built-in demo corpus into a folder for ``ArrowRows``."""
     from litseq.data.demo import load_demo
 
     pairs = load_demo(src_lang, tgt_lang, split=part)
@@ -280,14 +273,14 @@ def cache_cut(
     key = _key("cut", whole.name, part, val_size, test_size, seed)
 
     def pairs() -> Iterator[Pair]:
-        data = open_arrow(whole)
+        data = ArrowRows(whole)
         train, val, test = split_by_source(
-            iter_column(data, "source"), val_size=val_size, test_size=test_size, seed=seed
+            data.iter_texts("source"), val_size=val_size, test_size=test_size, seed=seed
         )
         rows = {"train": train, "val": val, "test": test}[part]
-        for start in range(0, len(rows), _CHUNK):
-            chunk = data[rows[start : start + _CHUNK].tolist()]
-            yield from zip(chunk["source"], chunk["target"], strict=True)
+        yield from zip(
+            data.iter_texts("source", rows), data.iter_texts("target", rows), strict=True
+        )
 
     return _cache_pairs(pairs(), cache_dir / "text" / key, True, f"the {part} part")
 
@@ -369,7 +362,7 @@ def _cache_pairs(
     def build(draft: Path) -> None:
         rows, count = iter(pairs), 0
         with (
-            pa.OSFile(str(draft / "texts.arrow"), "wb") as sink,
+            pa.OSFile(str(draft / TEXTS), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
         ):
             while chunk := list(islice(rows, _CHUNK)):

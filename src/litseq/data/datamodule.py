@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -215,6 +216,7 @@ class TranslationDataModule(L.LightningDataModule):
         self._tokenizer: TranslationTokenizer | None = None
         self._tokenizer_folder = ""
         self._expected: Mapping[str, Any] = {}
+        self._described: TokenBucketLoader | StreamLoader | None = None  # and planned already
 
     @property
     def tokenizer(self) -> TranslationTokenizer:
@@ -233,7 +235,7 @@ class TranslationDataModule(L.LightningDataModule):
         Returns:
             Sources and references; None where there are no references.
         """
-        return self._splits.get(split).texts([int(i) for i in ids])
+        return self._splits.get(split).texts(np.asarray(ids, dtype=np.int64))
 
     def describe(self) -> str:
         """The training data and their batches in one line.
@@ -242,6 +244,7 @@ class TranslationDataModule(L.LightningDataModule):
             ValueError: If ``max_tokens`` is ``auto`` and cannot be chosen yet.
         """
         loader, tokenizer = self.train_dataloader(), self.tokenizer
+        self._described = loader
         vocabulary = f"{tokenizer.src_vocab_size:,} shared"
         if not tokenizer.shared:
             vocabulary = f"{tokenizer.src_vocab_size:,} source, {tokenizer.tgt_vocab_size:,} target"
@@ -284,6 +287,7 @@ class TranslationDataModule(L.LightningDataModule):
             callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             if not any(isinstance(callback, ResumedEpoch) for callback in callbacks):
                 callbacks.insert(0, ResumedEpoch())
+        self._described = None
         prepared = self._preparation.find()
         if self._tokenizer is None:
             self._tokenizer_folder = prepared.tokenizer
@@ -310,7 +314,8 @@ class TranslationDataModule(L.LightningDataModule):
         if self._max_tokens is None:
             self._choose_max_tokens()
         assert self._max_tokens is not None
-        return self._train_loader(self._max_tokens)
+        loader, self._described = self._described, None
+        return self._train_loader(self._max_tokens) if loader is None else loader
 
     def val_dataloader(self) -> TokenBucketLoader | list[TokenBucketLoader]:
         """Every validation pair exactly once; no loader where training has no validation data."""

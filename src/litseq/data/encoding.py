@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from litseq.data.arrow import ArrowRows, Ints, numbers_of
 from litseq.data.collate import collate
-from litseq.data.corpora import build_once, open_arrow
+from litseq.data.corpora import TEXTS, build_once
 from litseq.data.filters import SideCounts
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.types import Batch
@@ -30,6 +30,7 @@ __all__ = [
 
 _FORMAT = 1  # part of every cache key: raise it when the same text gives other columns
 _ROWS_PER_PROCESS = 20_000  # below this a process costs more than it brings
+_ROWS_TOGETHER = 10_000  # so that counts lie together, and reading them brings in little else
 
 
 def cache_tokens(
@@ -60,13 +61,17 @@ def cache_tokens(
     key = hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     def build(draft: Path) -> None:
-        data = open_arrow(texts)
+        import datasets  # half a second: who has all in the cache does without
+
+        data = datasets.Dataset.from_file(str(texts / TEXTS))
         processes = num_proc or _choose_num_proc(len(data))
         data.with_format("arrow").map(
             TextEncoder(tokenizer, max_chars),
             batched=True,
             remove_columns=data.column_names,
-            features=_features("target" in data.column_names),
+            features=datasets.Features.from_arrow_schema(_schema("target" in data.column_names)),
+            batch_size=_ROWS_TOGETHER,
+            writer_batch_size=_ROWS_TOGETHER,
             num_proc=processes if processes > 1 else None,
             cache_file_name=str(draft / "tokens.arrow"),
             new_fingerprint=key,
@@ -81,14 +86,13 @@ def _choose_num_proc(num_rows: int) -> int:
     return min(cores or 1, 1 + num_rows // _ROWS_PER_PROCESS)
 
 
-def _features(with_target: bool) -> datasets.Features:
-    features = {}
+def _schema(with_target: bool) -> pa.Schema:
+    fields = []
     for side in ("src", "tgt") if with_target else ("src",):
-        features[side] = datasets.List(datasets.Value("int32"))
-        for name in ("len", "unk", "known", "chars"):
-            features[f"{side}_{name}"] = datasets.Value("int32")
-        features[f"{side}_hash"] = datasets.Value("int64")
-    return datasets.Features(features)
+        fields.append((side, pa.list_(pa.int32())))
+        fields += [(f"{side}_{name}", pa.int32()) for name in ("len", "unk", "known", "chars")]
+        fields.append((f"{side}_hash", pa.int64()))
+    return pa.schema(fields)
 
 
 @dataclass(frozen=True)
@@ -180,8 +184,8 @@ class EncodedSplit:
         sampling: SubwordSampling | None = None,
     ) -> None:
         self.fingerprint = tokens.name
-        self._texts = open_arrow(texts)
-        self._tokens = open_arrow(tokens).with_format("arrow")
+        self._texts = ArrowRows(texts)
+        self._tokens = ArrowRows(tokens)
         if len(self._texts) != len(self._tokens):
             raise ValueError(
                 f"{tokens} holds {len(self._tokens):,} rows for {len(self._texts):,} texts, so "
@@ -197,22 +201,21 @@ class EncodedSplit:
 
     def column(self, name: str) -> NDArray[Any]:
         """A numeric column of the folder of ids, such as ``src_len`` or ``tgt_hash``, (N,)."""
-        values: NDArray[Any] = self._tokens.data.column(name).to_numpy()
-        return values
+        return numbers_of(self._tokens.table.column(name))
 
     def counts(self, side: str) -> SideCounts:
         """What was counted when ``src`` or ``tgt`` was encoded."""
-        return counts_of(self._tokens.data, side)
+        return counts_of(self._tokens.table, side)
 
     def lengths(self, side: str) -> NDArray[np.int64]:
         """Token counts of ``src`` or ``tgt`` with EOS as batches have them, (N,)."""
         stored = self.column(f"{side}_len").astype(np.int64)
         return np.minimum(stored, self._max_len[side])
 
-    def texts(self, ids: list[int]) -> tuple[list[str], list[str] | None]:
+    def texts(self, ids: Ints) -> tuple[list[str], list[str] | None]:
         """Raw sources and, where there are any, raw targets."""
-        rows = self._texts[ids]
-        return list(rows["source"]), list(rows["target"]) if "target" in rows else None
+        texts, both = self._texts, "target" in self._texts.column_names
+        return texts.texts("source", ids), texts.texts("target", ids) if both else None
 
     def load_batch(self, ids: NDArray[np.int64], epoch: int) -> Batch:
         """Makes the batch of some examples.
@@ -221,11 +224,10 @@ class EncodedSplit:
             ids: Their numbers, (B,).
             epoch: Number of the epoch; it matters to subword sampling alone.
         """
-        rows = self._tokens[ids.tolist()]
-        src = self._sequences(rows, "src")
-        tgt = self._sequences(rows, "tgt") if self.with_target else None
+        src = self._sequences("src", ids)
+        tgt = self._sequences("tgt", ids) if self.with_target else None
         if self._sampling is not None:
-            sources, targets = self.texts(ids.tolist())
+            sources, targets = self.texts(ids)
             resample(
                 self._sampling,
                 src,
@@ -239,17 +241,16 @@ class EncodedSplit:
             )
         return collate(src, tgt, ids=ids, pad_id=self._pad_id)
 
-    def _sequences(self, rows: Any, side: str) -> list[NDArray[np.int32]]:  # noqa: ANN401
+    def _sequences(self, side: str, rows: Ints) -> list[NDArray[np.int32]]:
         limit = self._max_len[side]
-        return [
-            _truncate(ids, limit) if len(ids) > limit else ids for ids in sequences_of(rows, side)
-        ]
+        found = self._tokens.sequences(side, rows)
+        return [_truncate(ids, limit) if len(ids) > limit else ids for ids in found]
 
 
 def counts_of(rows: Any, side: str) -> SideCounts:  # noqa: ANN401 - a pyarrow.Table
     """What a ``TextEncoder`` counted in ``src`` or ``tgt``."""
     names = {"tokens": "len", "unknown": "unk", "known": "known", "chars": "chars"}
-    return SideCounts(**{k: rows.column(f"{side}_{n}").to_numpy() for k, n in names.items()})
+    return SideCounts(**{k: numbers_of(rows.column(f"{side}_{n}")) for k, n in names.items()})
 
 
 def sequences_of(rows: Any, side: str) -> list[NDArray[np.int32]]:  # noqa: ANN401 - a pyarrow.Table

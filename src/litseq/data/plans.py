@@ -157,7 +157,10 @@ def _sort(src: Ints, tgt: Ints, longest: Ints, rng: np.random.Generator | None) 
         difference += rng.random(len(src))  # below 1: it decides among equals alone
     # Where one length ends with long sources, the next one begins with long sources.
     difference[longest % 2 == 1] *= -1
-    return np.lexsort((difference, longest)).astype(np.int64)
+    order = np.argsort(difference, kind="stable")
+    # of so few bits that numpy sorts them by counting
+    lengths = longest[order].astype(np.min_scalar_type(longest.max(initial=0)))
+    return order[np.argsort(lengths, kind="stable")]
 
 
 def _cut(

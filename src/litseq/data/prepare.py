@@ -16,6 +16,7 @@ import numpy as np
 import sentencepiece
 
 from litseq.data import corpora
+from litseq.data.arrow import ArrowRows
 from litseq.data.encoding import cache_tokens
 from litseq.data.readers import Columns, find_file
 from litseq.data.streams import FileStream, PairStream
@@ -348,14 +349,13 @@ class Preparation:
         return corpora.build_once(folder / key, lambda draft: self._train(texts).save(draft))
 
     def _train(self, texts: Path) -> TranslationTokenizer:
-        data = corpora.open_arrow(texts)
+        data, rows = ArrowRows(texts), None
         if len(data) > _MAX_TOKENIZER_PAIRS:
             _log.info("training the tokenizer on %d of %d pairs.", _MAX_TOKENIZER_PAIRS, len(data))
             rows = np.linspace(0, len(data) - 1, _MAX_TOKENIZER_PAIRS).astype(np.int64)
-            data = data.select(rows)
         return TranslationTokenizer.train(
-            corpora.iter_column(data, "source"),
-            corpora.iter_column(data, "target"),
+            data.iter_texts("source", rows),
+            data.iter_texts("target", rows),
             src_lang=self.src_lang,
             tgt_lang=self.tgt_lang,
             **self.tokenizer_options,

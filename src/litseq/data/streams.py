@@ -1,5 +1,7 @@
 """Pairs that are read anew whenever they are wanted, and never all in memory."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -7,11 +9,12 @@ from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
-
-import datasets
+from typing import TYPE_CHECKING, Protocol
 
 from litseq.data.readers import Columns, Pair, PairFile, iter_file, iter_tables
+
+if TYPE_CHECKING:
+    import datasets
 
 __all__ = ["FileStream", "HubStream", "PairStream", "digest_of"]
 
