@@ -57,7 +57,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TRAINEES = ("litseq", "trainer", "torch", "marian", "joeynmt", "opennmt")
-TRANSLATORS = ("litseq", "marian", "ctranslate2", "ctranslate2-int8")
+TRANSLATORS = ("litseq", "litseq-int8", "marian", "ctranslate2", "ctranslate2-int8")
 PACKAGES = {"marian": "transformers", "joeynmt": "joeynmt", "opennmt": "OpenNMT-py"}
 
 
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--train", default="data/multi30k/train", help="Prefix of .en and .de.")
     parser.add_argument("--test", default="data/multi30k/test_2016_flickr.en", help="Sentences.")
+    parser.add_argument("--references", default="data/multi30k/test_2016_flickr.de")
     parser.add_argument("--max-tokens", type=int, default=4096, help="Padded tokens of a batch.")
     parser.add_argument("--batches", type=int, default=4, help="train: batches of a round.")
     parser.add_argument("--same-batches", action="store_true", help="train: litseq's for all.")
@@ -229,7 +230,10 @@ def translate_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokenizer = model.tokenizer
     assert tokenizer is not None
     texts = Path(args.test).read_text(encoding="utf-8").splitlines()[: args.sentences]
-    ids = sorted(tokenizer.encode_source(texts), key=len, reverse=True)
+    references = Path(args.references).read_text(encoding="utf-8").splitlines()[: args.sentences]
+    ids = tokenizer.encode_source(texts)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+    ids = [ids[i] for i in order]
     for name, to, quantization in (
         ("marian", "marian", "float32"),
         ("ctranslate2", "ctranslate2", "float32"),
@@ -251,8 +255,9 @@ def translate_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "precision": args.precision,
         "threads": args.threads,
         "sentences": len(ids),
+        "references": [references[i] for i in order],
         "sizes": {"vocab_size": tokenizer.tgt_vocab_size},
-        **{name: str(folder / name) for name in TRANSLATORS[1:]},
+        **{name: str(folder / name) for name in TRANSLATORS},
     }
 
 
@@ -340,10 +345,25 @@ def measure(work: dict[str, Any], args: argparse.Namespace, folder: Path) -> dic
         "machine": platform.processor() or platform.machine(),
         "versions": _versions(pythons),
         "contestants": {
-            c.name: {"facts": _brief(c.facts), "rounds": [_brief(found) for found in c.rounds]}
+            c.name: {
+                "facts": _bleu(c.facts, work) | _brief(c.facts),
+                "rounds": [_brief(found) for found in c.rounds],
+            }
             for c in contestants
         },
     }
+
+
+def _bleu(found: dict[str, Any], work: dict[str, Any]) -> dict[str, float]:
+    """How good translations are, by sacreBLEU; nothing of whoever does not translate."""
+    if "outputs" not in found:
+        return {}
+    from litseq import Seq2Seq, corpus_scores
+
+    tokenizer = Seq2Seq.load_from_checkpoint(work["ckpt"]).tokenizer
+    assert tokenizer is not None
+    texts = [tokenizer.decode([i for i in ids if i > 3]) for ids in found["outputs"]]
+    return {"bleu": corpus_scores(texts, work["references"]).bleu}
 
 
 def _brief(found: dict[str, Any]) -> dict[str, Any]:
@@ -422,7 +442,7 @@ def train_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def translate_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Sentences a second."""
-    header = ["who", "sentences a second", "tokens a second", "times as long as litseq"]
+    header = ["who", "sentences a second", "tokens a second", "times as long as litseq", "BLEU"]
     rows = []
     for name, contestant in result["contestants"].items():
         if name == "limit":
@@ -435,6 +455,7 @@ def translate_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]
                 f"{result['sentences'] / seconds:,.0f}",
                 f"{tokens / seconds:,.0f}",
                 _ratio(result, name),
+                f"{contestant['facts']['bleu']:.1f}",
             ]
         )
     return header, rows

@@ -42,13 +42,13 @@ def main() -> None:
     work = benchmark.train_work(train, Path())
     work["batches"] = work["batches"]["litseq"]
     translate = argparse.Namespace(
-        ckpt=args.ckpt, test=args.test, who=["litseq"], sentences=64, batch_size=64, beam_size=4,
-        max_len=60, **shared,
+        ckpt=args.ckpt, test=args.test, references=args.test, who=["litseq"], sentences=64,
+        batch_size=64, beam_size=4, max_len=60, **shared,
     )  # fmt: skip
     search = benchmark.translate_work(translate, Path())
     for name, run in (
         ("profile-train", worker.litseq(work)),
-        ("profile-beam", worker.litseq_search(search)),
+        ("profile-beam", worker.litseq_search()(search)),
     ):
         header, rows = largest(run)
         print(markdown(header, rows))

@@ -336,19 +336,23 @@ def options_of(work: Work) -> Any:  # noqa: ANN401 - litseq's SearchOptions
     )  # fmt: skip
 
 
-def litseq_search(work: Work) -> Callable[..., dict[str, Any]]:
+def litseq_search(*, int8: bool = False) -> Callable[[Work], Callable[..., dict[str, Any]]]:
     """Litseq's own search."""
-    from litseq import Seq2Seq
 
-    translator = Seq2Seq.load_from_checkpoint(work["ckpt"]).eval().translator()
-    assert translator is not None
-    options = options_of(work)
+    def build(work: Work) -> Callable[..., dict[str, Any]]:
+        from litseq import Seq2Seq
 
-    def translate(src: Tensor) -> list[list[int]]:
-        batch = {"input_ids": src, "attention_mask": (src != 0).long()}
-        return [list(found[0].tokens) for found in translator.search(batch, options)]
+        translator = Seq2Seq.load_from_checkpoint(work["ckpt"]).eval().translator(int8=int8)
+        assert translator is not None
+        options = options_of(work)
 
-    return searches(translate, work)
+        def translate(src: Tensor) -> list[list[int]]:
+            batch = {"input_ids": src, "attention_mask": (src != 0).long()}
+            return [list(found[0].tokens) for found in translator.search(batch, options)]
+
+        return searches(translate, work)
+
+    return build
 
 
 def marian_search(work: Work) -> Callable[..., dict[str, Any]]:
@@ -394,7 +398,8 @@ def ctranslate2_search(folder: str) -> Callable[[Work], Callable[..., dict[str, 
 
 
 TRANSLATORS: dict[str, Callable[[Work], Callable[..., dict[str, Any]]]] = {
-    "litseq": litseq_search,
+    "litseq": litseq_search(),
+    "litseq-int8": litseq_search(int8=True),
     "marian": marian_search,
     "ctranslate2": ctranslate2_search("ctranslate2"),
     "ctranslate2-int8": ctranslate2_search("ctranslate2-int8"),

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import select
@@ -9,6 +10,7 @@ import pytest
 
 from command_line import error_of, litseq
 from litseq import Seq2Seq, translate
+from litseq.layers import linear
 
 TEXTS = ["one red house", "dog", "two green trees", "five", "blue cat three"]
 
@@ -43,6 +45,24 @@ def test_says_what_the_model_says(run, model):
     expected = model.translate(TEXTS)
     assert len(set(expected)) > 1
     assert run(joined(TEXTS)) == expected
+
+
+def test_int8_says_nearly_the_same(fitted, run, model, monkeypatch):
+    weights = []
+    pack = linear._pack_int8
+    monkeypatch.setattr(linear, "_pack_int8", lambda *args: weights.append(args) or pack(*args))
+    exact, rough = model.translations(TEXTS), model.translations(TEXTS, int8=True)
+    assert weights
+    assert [a.text for a in rough] == run(joined(TEXTS), "--int8", "true")
+    assert sum(a.text == b.text for a, b in zip(exact, rough, strict=True)) >= 3
+    scores = [[t.hypotheses[0].score for t in found] for found in (exact, rough)]
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.3)
+
+
+def test_int8_is_for_a_cpu(model):
+    with pytest.raises(ValueError, match="int8 is for a CPU, the model is on meta"):
+        copy.deepcopy(model).to("meta").translator(int8=True)
 
 
 def test_says_nothing_else(fitted, elsewhere):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from litseq.layers.linear import Linear
 from litseq.losses import (
     IGNORE,
     TokenLoss,
@@ -67,7 +68,7 @@ def projected_loss(
 
 def _is_plain(projection: nn.Linear) -> bool:
     hooks = projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks
-    return type(projection) is nn.Linear and projection.bias is not None and not hooks
+    return type(projection) in (nn.Linear, Linear) and projection.bias is not None and not hooks
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):

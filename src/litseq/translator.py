@@ -17,6 +17,7 @@ from litseq.data.buckets import plan_batches
 from litseq.data.collate import collate
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import Hypothesis, SearchOptions, generate
+from litseq.layers.linear import Packing, packed_weights
 from litseq.losses import IGNORE
 from litseq.models.base import Seq2SeqModel
 from litseq.types import Batch, ScoredText, Translation, WordAlignment, shift_right
@@ -96,6 +97,7 @@ class TextTranslator(ABC):
             self.tokenizer.target_pieces(self._ordinary(tgt)),
         )
 
+    @packed_weights()
     def translate(
         self,
         texts: Sequence[str],
@@ -168,9 +170,12 @@ class Translator(TextTranslator):
 
     Attributes:
         model: In evaluation mode, on the device of the batches.
+        packing: How a CPU multiplies by the weights, which must not change then; None: in float32,
+            laid out anew for each search.
     """
 
     model: Seq2SeqModel
+    packing: Packing | None = None
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
@@ -195,18 +200,19 @@ class Translator(TextTranslator):
                 options = replace(options, seed=int(torch.randint(2**62, ())))
         found: list[list[Hypothesis]] = []
         size = _rows_at_once(src.size(1), options)
-        for first in range(0, len(src), size):
-            part = slice(first, first + size)
-            found += generate(
-                self.model,
-                self.model.encode(src[part], mask[part] == 0),
-                src_lengths=mask[part].sum(1),
-                options=options,
-                bos_id=self.bos_id,
-                eos_id=self.eos_id,
-                suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
-                ids=ids[part],
-            )
+        with packed_weights(self.packing):
+            for first in range(0, len(src), size):
+                part = slice(first, first + size)
+                found += generate(
+                    self.model,
+                    self.model.encode(src[part], mask[part] == 0),
+                    src_lengths=mask[part].sum(1),
+                    options=options,
+                    bos_id=self.bos_id,
+                    eos_id=self.eos_id,
+                    suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
+                    ids=ids[part],
+                )
         return found
 
 

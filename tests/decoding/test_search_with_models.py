@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from litseq.decoding import beam_search, greedy_search, length_norm, sample_search
+from litseq.layers import linear
 from litseq.models.base import Seq2SeqModel
 from litseq.models.rnn import Rnn
 from litseq.models.rnn_attention import RnnAttention
@@ -153,6 +154,23 @@ def test_a_batch_of_one_finds_what_a_batch_of_many_finds(model, batch, search):
         (alone,) = search(memory, MAX_LEN[i : i + 1], [i])
         assert [h.tokens for h in alone] == [h.tokens for h in together[i]]
         torch.testing.assert_close([h.score for h in alone], [h.score for h in together[i]])
+
+
+def test_packed_weights_find_what_plain_ones_find(model, batch, search, monkeypatch):
+    model.float()
+    src, mask = batch
+    packings = []
+    pack = linear._pack_float32
+    monkeypatch.setattr(linear, "_pack_float32", lambda *a: packings.append(1) or pack(*a))
+    memory = model.encode(src, mask)
+    packed = search(memory, MAX_LEN, list(range(B)))
+    assert bool(packings) == (not isinstance(model, TinyGru))
+    monkeypatch.setattr(linear.Packing, "takes", lambda *args: False)
+    plain = search(memory, MAX_LEN, list(range(B)))
+    for ours, theirs in zip(packed, plain, strict=True):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        scores = (torch.tensor([h.score for h in found]) for found in (ours, theirs))
+        torch.testing.assert_close(*scores)
 
 
 def test_a_beam_of_one_is_greedy_search(model, batch):

@@ -16,6 +16,7 @@ from litseq.decoding.contract import MemoryT, StateT, StepModel, reorder_beams
 from litseq.decoding.hypothesis import Hypothesis, best_first, length_norm, make_hypothesis
 from litseq.decoding.options import check_beam, check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs, top_k
+from litseq.layers.linear import packed_weights
 
 __all__ = ["beam_search"]
 
@@ -236,6 +237,7 @@ def _hypotheses(
 
 
 @torch.inference_mode()
+@packed_weights()
 def beam_search(
     model: StepModel[MemoryT, StateT],
     memory: MemoryT,

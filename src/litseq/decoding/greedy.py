@@ -13,11 +13,13 @@ from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.hypothesis import Hypothesis, make_hypothesis
 from litseq.decoding.options import check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs
+from litseq.layers.linear import packed_weights
 
 __all__ = ["greedy_search", "unroll"]
 
 
 @torch.inference_mode()
+@packed_weights()
 def greedy_search(
     model: StepModel[MemoryT, StateT],
     memory: MemoryT,

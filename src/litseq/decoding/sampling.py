@@ -13,6 +13,7 @@ from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.greedy import unroll
 from litseq.decoding.hypothesis import Hypothesis, best_first
 from litseq.decoding.options import check_length_norm, check_max_len, check_sampling
+from litseq.layers.linear import packed_weights
 
 __all__ = ["sample_search"]
 
@@ -24,6 +25,7 @@ _HEAD = 256
 
 
 @torch.inference_mode()
+@packed_weights()
 def sample_search(
     model: StepModel[MemoryT, StateT],
     memory: MemoryT,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from litseq.layers.dropout import Dropout
+from litseq.layers.linear import Linear, linear
 from litseq.layers.masks import causal_mask
 from litseq.layers.positions import rotate
 from litseq.types import AttentionKind
@@ -180,14 +181,14 @@ class MultiheadAttention(nn.Module):
         # W_Q, W_K and W_V stacked, so that self-attention takes one product
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def _project(self, x: Tensor, start: int, end: int) -> tuple[Tensor, ...]:
         rows = slice(start * self.d_model, end * self.d_model)
-        y = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])  # (B, T, n D)
+        y = linear(x, self.in_proj_weight, self.in_proj_bias, rows=rows)  # (B, T, n D)
         y = y.view(*x.shape[:2], end - start, self.num_heads, self.head_dim)
         return y.permute(2, 0, 3, 1, 4).unbind(0)  # n times (B, H, T, d_k)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from litseq.layers.linear import Linear
 from litseq.layers.sizes import check_dropouts, check_sizes
 
 __all__ = [
@@ -72,16 +73,16 @@ def make_embeddings(
     return src_embedding, tgt_embedding
 
 
-def make_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
+def make_linear(in_features: int, out_features: int, *, bias: bool = True) -> Linear:
     """Makes a linear layer, its weights Xavier uniform (Glorot and Bengio, 2010), its bias zero."""
-    linear = nn.Linear(in_features, out_features, bias=bias)
+    linear = Linear(in_features, out_features, bias=bias)
     nn.init.xavier_uniform_(linear.weight)
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
 
 
-def make_output(hidden_size: int, tgt_embedding: nn.Embedding, *, tie: bool) -> nn.Linear:
+def make_output(hidden_size: int, tgt_embedding: nn.Embedding, *, tie: bool) -> Linear:
     """Makes the projection to the target vocabulary.
 
     Args:
@@ -94,7 +95,7 @@ def make_output(hidden_size: int, tgt_embedding: nn.Embedding, *, tie: bool) -> 
 
     Source: tying is Press and Wolf (2017), https://arxiv.org/abs/1608.05859.
     """
-    output = nn.Linear(hidden_size, tgt_embedding.num_embeddings)
+    output = Linear(hidden_size, tgt_embedding.num_embeddings)
     nn.init.zeros_(output.bias)
     if not tie:
         nn.init.uniform_(output.weight, -0.1, 0.1)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litseq.layers.dropout import Dropout
+from litseq.layers.linear import Linear
 from litseq.layers.masks import padding_to_attention_mask
 from litseq.layers.multihead import MultiheadAttention
 from litseq.layers.positions import (
@@ -56,8 +57,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = _ACTIVATIONS[activation]
         self.gated = gated
-        self.linear1 = nn.Linear(d_model, 2 * dim_feedforward if gated else dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = Linear(d_model, 2 * dim_feedforward if gated else dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, d_model)
         self.dropout = Dropout(dropout)
         # W and V by themselves: the spread follows the shape of each
         for weight in (*self.linear1.weight.detach().chunk(2 if gated else 1), self.linear2.weight):
@@ -430,7 +431,7 @@ class Transformer(ProjectingModel):
         # post-norm stacks end with a norm already
         self.encoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
-        self.output = nn.Linear(d_model, vocab_size)
+        self.output = Linear(d_model, vocab_size)
         nn.init.zeros_(self.output.bias)
         if tie_output:
             self.output.weight = self.tgt_embedding.weight

@@ -1,0 +1,167 @@
+"""Linear maps whose weights a search lays out once, as the fastest kernels want them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Linear", "Packing", "linear", "packed_weights"]
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear``, and a faster one within ``packed_weights``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps float (..., K) to float (..., N)."""
+        return linear(input, self.weight, self.bias)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, rows: slice | None = None
+) -> Tensor:
+    """Computes ``F.linear(x, weight[rows], bias[rows])``, as the packing in use has it.
+
+    Args:
+        x: float (..., K).
+        weight: float (N, K).
+        bias: float (N,).
+        rows: Those that are meant, where several maps stand in one weight.
+    """
+    packing = None if torch.compiler.is_compiling() else _in_use.get()
+    if packing is not None and packing.takes(x, weight):
+        return packing.product(x, weight, bias, rows)
+    if rows is not None:
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    return F.linear(x, weight, bias)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Weights in the layout that the kernels of a CPU like best, each packed when first used.
+
+    Until then, and elsewhere, nothing changes. Weights must not change while a packing lives.
+
+    In float32 the kernels are oneDNN's, and results are the same to rounding. They are planned
+    anew for each number of rows, so numbers are rounded up to few.
+
+    Attributes:
+        int8: Multiplies in 8 bits: weights have a scale for each row, and x one for all of a call,
+            found on the way. So the output for a row depends, a little, on the other rows.
+
+    Raises:
+        ValueError: If this torch or processor has no such kernels for int8.
+    """
+
+    int8: bool = False
+    _packed: dict[Any, tuple[Tensor, Any]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.int8 and not _has_int8():
+            raise ValueError(
+                "int8 needs torch's quantised kernels on an x86 processor, which are not here; "
+                "translate without it, or with what litseq export --to ctranslate2 writes."
+            )
+
+    def takes(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether it multiplies these."""
+        plain = type(x) is Tensor and type(weight) is nn.Parameter
+        floats = x.dtype == weight.dtype == torch.float32
+        return (
+            plain
+            and floats
+            and x.device.type == "cpu"
+            and x.numel() > 0
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and (self.int8 or (bool(torch.backends.mkldnn.enabled) and _has_float32()))
+        )
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None) -> Tensor:
+        """Computes what ``linear`` says."""
+        key = id(weight), rows and (rows.start, rows.stop)
+        if key not in self._packed:
+            part = slice(None) if rows is None else rows
+            offset = None if bias is None else bias.detach()[part]
+            pack = _pack_int8 if self.int8 else _pack_float32
+            # the weight itself, so that nothing else gets its id
+            self._packed[key] = weight, pack(weight.detach()[part], offset)
+        multiply = _multiply_int8 if self.int8 else _multiply_float32
+        flat = x.flatten(0, -2)
+        y = multiply(flat, self._packed[key][1])
+        return y.view(*x.shape[:-1], y.size(-1))
+
+
+_in_use: ContextVar[Packing | None] = ContextVar("_in_use", default=None)
+
+
+@contextmanager
+def packed_weights(packing: Packing | None = None) -> Iterator[None]:
+    """Within it, ``linear`` uses a packing: this one, or the one that is in use, or a new one.
+
+    Also a decorator. Nothing that happens within may change weights.
+    """
+    token = _in_use.set(packing or _in_use.get() or Packing())
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+# ---- float32: what torch.compile emits for weights that are frozen ----
+
+Float32 = tuple[Tensor, Tensor | None]
+
+
+@cache
+def _has_float32() -> bool:
+    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    names = ("_linear_pointwise", "_reorder_linear_weight")
+    return known and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+def _pack_float32(weight: Tensor, bias: Tensor | None) -> Float32:
+    # laid out for some number of rows, and right for any
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 256)
+    return packed, None if bias is None else bias.contiguous()
+
+
+def _multiply_float32(x: Tensor, packed: Float32) -> Tensor:
+    weight, bias = packed
+    num_rows = x.size(0)
+    short = -num_rows % (8 if num_rows <= 256 else 64)
+    x = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y[:num_rows]
+
+
+# ---- int8 ----
+
+
+@cache
+def _has_int8() -> bool:
+    known = torch.backends.quantized.engine in ("x86", "fbgemm", "onednn")
+    return known and hasattr(torch.ops.quantized, "linear_dynamic")
+
+
+def _pack_int8(weight: Tensor, bias: Tensor | None) -> Any:  # noqa: ANN401 - opaque
+    scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    zero = torch.zeros_like(scale, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantize", category=UserWarning)
+        quantized = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
+        return torch.ops.quantized.linear_prepack(quantized, bias)
+
+
+def _multiply_int8(x: Tensor, packed: Any) -> Tensor:  # noqa: ANN401
+    # seven bits for x: eight overflow where the processor lacks VNNI
+    y: Tensor = torch.ops.quantized.linear_dynamic(x.contiguous(), packed, True)
+    return y

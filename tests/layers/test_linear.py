@@ -1,0 +1,137 @@
+"""Packed weights give what plain ones give, and only where nothing else would notice."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from litseq.layers import linear as module
+from litseq.layers.linear import Linear, Packing, linear, packed_weights
+
+K, N = 40, 56
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def is_packed(packing):
+    return len(packing._packed) > 0
+
+
+def run(layer, x, packing=None):
+    packing = packing or Packing()
+    with torch.inference_mode(), packed_weights(packing):
+        return layer(x), packing
+
+
+@pytest.mark.parametrize("shape", [(1, K), (7, K), (8, K), (3, 5, K), (2, 3, 101, K), (300, K)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_float32_is_the_same_to_rounding(shape, bias):
+    layer, x = Linear(K, N, bias=bias), torch.randn(shape)
+    found, packing = run(layer, x)
+    assert is_packed(packing)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, F.linear(x, layer.weight, layer.bias).detach())
+
+
+def test_rows_of_a_weight_and_inputs_of_any_layout():
+    weight, bias = nn.Parameter(torch.randn(N, K)), nn.Parameter(torch.randn(N))
+    x = torch.randn(5, K, 6).transpose(1, 2)
+    with torch.inference_mode(), packed_weights():
+        for rows in (slice(0, 8), slice(8, 56), slice(0, 56), slice(0, 8)):
+            found = linear(x, weight, bias, rows=rows)
+            torch.testing.assert_close(found, F.linear(x, weight[rows], bias[rows]).detach())
+    torch.testing.assert_close(
+        linear(x, weight, bias, rows=slice(0, 8)), F.linear(x, weight[:8], bias[:8])
+    )
+
+
+@pytest.mark.parametrize(
+    "case", ["grad", "float64", "autocast", "bfloat16", "no parameter", "empty", "switched off"]
+)
+def test_elsewhere_nothing_is_packed(case):
+    layer, x, packing = Linear(K, N), torch.randn(4, K), Packing()
+    weight = layer.weight
+    if case == "float64":
+        layer, x = layer.double(), x.double()
+        weight = layer.weight
+    elif case == "bfloat16":
+        layer, x = layer.bfloat16(), x.bfloat16()
+        weight = layer.weight
+    elif case == "no parameter":
+        weight = weight.detach()
+    elif case == "empty":
+        x = x[:0]
+    with (
+        packed_weights(packing),
+        torch.set_grad_enabled(case == "grad"),
+        torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"),
+        torch.backends.mkldnn.flags(enabled=case != "switched off"),
+    ):
+        assert torch.equal(linear(x, weight, layer.bias), F.linear(x, weight, layer.bias))
+    assert not is_packed(packing)
+
+
+def test_each_search_packs_anew():
+    layer, x = Linear(K, N), torch.randn(4, K)
+    before, _ = run(layer, x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        layer.bias.mul_(2)
+    torch.testing.assert_close(run(layer, x)[0], 2 * before)
+
+
+def test_the_one_in_use_stays_unless_another_is_given():
+    layer, x = Linear(K, N), torch.randn(4, K)
+    outer, given = Packing(), Packing(int8=True)
+    with torch.inference_mode(), packed_weights(outer):
+        with packed_weights():
+            layer(x)
+        assert len(outer._packed) == 1
+        with packed_weights(given):
+            rough = layer(x)
+        fine = layer(x)
+    assert is_packed(given)
+    assert not torch.equal(rough, fine)
+    assert module._in_use.get() is None
+
+
+def test_int8_is_off_by_what_rounding_to_its_scales_makes():
+    layer, x = Linear(K, N), torch.randn(3, 9, K)
+    found, packing = run(layer, x, Packing(int8=True))
+    assert is_packed(packing)
+    exact = F.linear(x, layer.weight, layer.bias).detach()
+    of_weight = layer.weight.detach().abs().amax(1) / 127 / 2  # (N,)
+    of_input = (x.max().clamp(min=0) - x.min().clamp(max=0)) / 127
+    bound = (
+        of_input * layer.weight.detach().abs().sum(1)
+        + of_weight * x.abs().sum(-1, keepdim=True)
+        + of_input * of_weight * K
+    )
+    assert ((found - exact).abs() <= bound + 1e-5).all()
+    assert (found - exact).abs().max() > 1e-4
+
+
+def test_int8_takes_weights_that_are_zero():
+    layer = Linear(K, N)
+    nn.init.zeros_(layer.weight)
+    found, _ = run(layer, torch.randn(4, K), Packing(int8=True))
+    torch.testing.assert_close(found, layer.bias.detach().expand(4, N))
+
+
+def test_int8_says_where_it_does_not_work(monkeypatch):
+    monkeypatch.setattr(module, "_has_int8", lambda: False)
+    with pytest.raises(ValueError, match="int8 needs torch's quantised kernels"):
+        Packing(int8=True)
+
+
+def test_a_layer_is_torchs_in_all_else():
+    layer = Linear(K, N)
+    plain = nn.Linear(K, N)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(4, K, requires_grad=True)
+    assert torch.equal(layer(x), plain(x))
+    assert isinstance(layer, nn.Linear)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), plain(x))
