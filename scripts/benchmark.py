@@ -67,7 +67,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("train", "translate"))
-    parser.add_argument("--size", choices=tuple(SIZES), default="small")
+    parser.add_argument(
+        "--size", choices=tuple(SIZES), default="small", help="Of translate, what --ckpt is."
+    )
     parser.add_argument("--ckpt", help="translate: a Transformer that litseq trained.")
     parser.add_argument("--who", nargs="+", help="Contestants. Default: all that are installed.")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON")
@@ -467,7 +469,8 @@ def keep(result: dict[str, Any], header: list[str], rows: list[list[str]]) -> No
     if result["same_batches"]:
         key += "-same"
     if result["what"] == "translate":
-        key = f"translate-{result['beam_size']}"
+        size = "" if result["size"] == "small" else f"{result['size']}-"
+        key = f"translate-{size}{result['beam_size']}"
     records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     records[key] = result
     with whole_file(RESULTS) as file:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark  # noqa: E402
 import benchmark_data  # noqa: E402
 import benchmark_peers  # noqa: E402
+import benchmark_scaling  # noqa: E402
 import benchmark_worker as worker  # noqa: E402
 from doc_tables import markdown  # noqa: E402
 
@@ -131,11 +132,18 @@ def test_the_readme_has_the_numbers_of_the_record(page):
         assert number in text, number
 
 
+TABLES = {
+    "data": benchmark_data.table,
+    "lengths": benchmark_scaling.lengths_table,
+    "processes": benchmark_scaling.processes_table,
+}
+
+
 def test_the_page_has_the_tables_of_the_record():
     page = benchmark.PAGE.read_text(encoding="utf-8")
     for key, result in json.loads(benchmark.RESULTS.read_text(encoding="utf-8")).items():
-        if key == "data":
-            header, rows = benchmark_data.table(result)
+        if key in TABLES:
+            header, rows = TABLES[key](result)
         elif key.startswith("train"):
             header, rows = benchmark.train_table(result)
         else:

@@ -10,7 +10,7 @@ import litseq
 ROOT = Path(litseq.__file__).parent
 # From the bottom to the top; a part may import itself and what stands on lines before its own.
 LAYERS = [
-    ["types", "textfiles", "random_state", "sharding"],
+    ["types", "textfiles", "random_state", "sharding", "heap"],
     ["layers"],
     ["models"],
     ["attention"],

@@ -1,13 +1,16 @@
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 
+from litseq import task
 from litseq.architectures import RnnSeq2Seq, TransformerSeq2Seq
 from litseq.data import TranslationDataModule
 from litseq.decoding import SearchOptions
@@ -277,6 +280,16 @@ def test_bfloat16(family, datamodule, tmp_path, precision):
     run.fit(module, datamodule)
     assert run.callback_metrics["val/nll"].isfinite()
     assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize(("precision", "times"), [("32-true", 0), ("bf16-mixed", 2)])
+def test_bfloat16_gives_memory_back_every_ten_seconds(tmp_path, monkeypatch, precision, times):
+    given, clock = [], itertools.count(0, 4)
+    monkeypatch.setattr(task, "give_back", lambda: given.append(1))
+    monkeypatch.setattr(task, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    run = trainer(tmp_path, max_steps=7, limit_val_batches=0, precision=precision, logger=False)
+    run.fit(make(RnnSeq2Seq, vocab_size=23), Batches([batch([3, 2])] * 7))
+    assert len(given) == times
 
 
 def test_learns(family, datamodule, tmp_path):

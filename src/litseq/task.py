@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from litseq import checkpoints, sharding
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import SearchOptions
 from litseq.evaluation import Evaluation, corpus_scores
+from litseq.heap import give_back
 from litseq.hub import HubModel
 from litseq.layers.linear import Packing
 from litseq.layers.sizes import check_finite
@@ -45,6 +47,8 @@ _log = logging.getLogger(__name__)
 _OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 
 Split = Literal["train", "val", "test", "predict"]
+
+_GIVE_BACK_EVERY = 10.0  # seconds
 
 # Training returns a sum over tokens, so that micro-batches and devices add up. Backpropagating it
 # in thousands of tokens keeps half-precision gradients within range; the factor cancels exactly.
@@ -243,6 +247,22 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
     def on_train_start(self) -> None:
         """Forgets the tokens of an accumulation that was broken off."""
         self._num_tokens = None
+        self._gave_back = time.monotonic()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Gives freed memory back now and then, in bfloat16 on a CPU.
+
+        There each new shape has a plan of its own, which stays, and they are so scattered that
+        what is freed between them serves no longer for large tensors.
+        """
+        now = time.monotonic()
+        if (
+            self.device.type == "cpu"
+            and str(self.trainer.precision).startswith("bf16")
+            and now - self._gave_back >= _GIVE_BACK_EVERY
+        ):
+            give_back()
+            self._gave_back = now
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Scores the given targets.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from litseq.heap import give_back
 from litseq.sharding import local
 from litseq.types import Batch
 
@@ -293,7 +293,7 @@ def _nothing(*_: object, **__: object) -> None:
 
 def _peak(device: torch.device, work: Callable[[], None]) -> int:
     """Most bytes that work took beside those that were taken before."""
-    _give_back()
+    give_back()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -308,16 +308,10 @@ def _peak(device: torch.device, work: Callable[[], None]) -> int:
     return _status("VmHWM") - before
 
 
-def _give_back() -> None:
-    """Returns what was freed to the system, or else it still counts as in use."""
-    with suppress(OSError, AttributeError):  # other C libraries have no such function
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _free_of_rank(trainer: Trainer, device: torch.device) -> int | None:
     """Bytes that are left for this rank; None if unknown."""
     gc.collect()
-    _give_back()
+    give_back()
     free = _free(device) if device.type in ("cpu", "cuda") else None
     if free is not None and device.type == "cpu":
         free //= trainer.world_size // trainer.num_nodes  # the ranks of a machine share it
