@@ -44,7 +44,7 @@ def linear(
     return F.linear(x, weight, bias)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packing:
     """Weights in the layout that the kernels of a CPU like best, each packed when first used.
 
