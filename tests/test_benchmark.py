@@ -15,6 +15,7 @@ import benchmark  # noqa: E402
 import benchmark_data  # noqa: E402
 import benchmark_peers  # noqa: E402
 import benchmark_scaling  # noqa: E402
+import benchmark_shapes  # noqa: E402
 import benchmark_worker as worker  # noqa: E402
 from doc_tables import markdown  # noqa: E402
 
@@ -119,7 +120,7 @@ def test_the_readme_has_the_numbers_of_the_record(page):
     _, half = benchmark.train_table(records["train-small-bf16-mixed"])
     in_bfloat16 = {who: rate for who, rate, *_ in half}["litseq"]
     _, searches = benchmark.translate_table(records["translate-4"])
-    times = {who: float(ratio.split()[0]) for who, *_, ratio in searches}
+    times = {who: float(ratio.split()[0]) for who, _, _, ratio, *_ in searches}
     text = (ROOT / page).read_text(encoding="utf-8")
     text = text[text.index("scripts/benchmark.py") - 1200 : text.index("scripts/benchmark.py")]
     for number in (
@@ -128,6 +129,7 @@ def test_the_readme_has_the_numbers_of_the_record(page):
         in_bfloat16,
         f"{times['marian']:.1f}",
         f"{1 / times['ctranslate2']:.1f}",
+        f"{1 / times['litseq-int8']:.1f}",
     ):
         assert number in text, number
 
@@ -136,6 +138,7 @@ TABLES = {
     "data": benchmark_data.table,
     "lengths": benchmark_scaling.lengths_table,
     "processes": benchmark_scaling.processes_table,
+    "shapes": benchmark_shapes.table,
 }
 
 
