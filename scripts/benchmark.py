@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--train", default="data/multi30k/train", help="Prefix of .en and .de.")
     parser.add_argument("--test", default="data/multi30k/test_2016_flickr.en", help="Sentences.")
-    parser.add_argument("--references", default="data/multi30k/test_2016_flickr.de")
+    parser.add_argument(
+        "--references", help="Of --test. Default: the file beside it that ends in .de."
+    )
     parser.add_argument("--max-tokens", type=int, default=4096, help="Padded tokens of a batch.")
     parser.add_argument("--batches", type=int, default=4, help="train: batches of a round.")
     parser.add_argument("--same-batches", action="store_true", help="train: litseq's for all.")
@@ -232,7 +234,10 @@ def translate_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokenizer = model.tokenizer
     assert tokenizer is not None
     texts = Path(args.test).read_text(encoding="utf-8").splitlines()[: args.sentences]
-    references = Path(args.references).read_text(encoding="utf-8").splitlines()[: args.sentences]
+    path = Path(args.references) if args.references else Path(args.test).with_suffix(".de")
+    references = path.read_text(encoding="utf-8").splitlines()
+    if len(references) < len(texts):
+        sys.exit(f"{path} has {len(references):,} lines for {len(texts):,} of {args.test}.")
     ids = tokenizer.encode_source(texts)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     ids = [ids[i] for i in order]

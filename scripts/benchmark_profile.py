@@ -42,7 +42,7 @@ def main() -> None:
     work = benchmark.train_work(train, Path())
     work["batches"] = work["batches"]["litseq"]
     translate = argparse.Namespace(
-        ckpt=args.ckpt, test=args.test, references=args.test, who=["litseq"], sentences=64,
+        ckpt=args.ckpt, test=args.test, references=None, who=["litseq"], sentences=64,
         batch_size=64, beam_size=4, max_len=60, **shared,
     )  # fmt: skip
     search = benchmark.translate_work(translate, Path())

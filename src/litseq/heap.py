@@ -10,5 +10,6 @@ __all__ = ["give_back"]
 
 def give_back() -> None:
     """Returns to the system what was freed, or else it still counts as in use; on Linux."""
-    with suppress(OSError, AttributeError):  # other C libraries have no such function
+    # other C libraries have no such function, and Windows no library without a name
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

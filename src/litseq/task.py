@@ -48,7 +48,7 @@ _OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 
 Split = Literal["train", "val", "test", "predict"]
 
-_GIVE_BACK_EVERY = 10.0  # seconds
+_GIVE_BACK_EVERY = 30.0  # seconds
 
 # Training returns a sum over tokens, so that micro-batches and devices add up. Backpropagating it
 # in thousands of tokens keeps half-precision gradients within range; the factor cancels exactly.
@@ -165,6 +165,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
         self._translations: list[Translation] = []
         self._num_examples = 0
         self._num_tokens: Tensor | None = None
+        self._gave_back = 0.0
         self._checked: set[Split] = set()
         self.val_sums, self.test_sums = _token_sums(), _token_sums()
 
@@ -570,7 +571,10 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
             ValueError: If it cannot multiply in 8 bits here.
         """
         if int8 and self.device.type != "cpu":
-            raise ValueError(f"int8 is for a CPU, the model is on {self.device}; move it there.")
+            raise ValueError(
+                f"int8 is for a CPU, the model is on {self.device}; move it there, or give "
+                f"--device cpu."
+            )
         tokenizer = self.tokenizer
         if tokenizer is None:
             tokenizer = getattr(self._datamodule(), "tokenizer", None)

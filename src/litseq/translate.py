@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from litseq.decoding import SearchOptions
 from litseq.engines import Engine, load_exported
+from litseq.layers.linear import Packing
 from litseq.task import Seq2Seq
 from litseq.textfiles import (
     check_output,
@@ -151,19 +153,24 @@ def _load(
                 "made."
             )
         module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
-        return partial(module.translations, int8=int8), module.search_options
+        translator = module.eval().translator(int8=int8)
+        if translator is None:
+            return module.translations, module.search_options  # which says what is missing
+        # packed once for all lines
+        ready = replace(translator, packing=translator.packing or Packing())
+        return partial(ready.translate, device=module.device), module.search_options
     if ckpt is not None:
         raise ValueError(f"{ckpt} and {model} are two models; give --ckpt or --model.")
     if int8:
         raise ValueError(
             f"{model} holds the weights as litseq export wrote them; leave --int8 out, and export "
-            f"with --quantization int8."
+            f"--to ctranslate2 --quantization int8."
         )
     try:
-        translator, options = load_exported(Path(model), engine=engine, device=device)
+        exported, options = load_exported(Path(model), engine=engine, device=device)
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
-    return partial(translator.translate, device=torch.device("cpu")), options
+    return partial(exported.translate, device=torch.device("cpu")), options
 
 
 def _text(translation: Translation) -> Iterable[str]:

@@ -66,10 +66,12 @@ def test_workers_map_the_files_themselves(folder):
     assert copy.table == found.table
 
 
-def test_a_row_that_is_not_there(folder):
-    for row in (40, -1):
-        with pytest.raises(IndexError):
-            ArrowRows(folder).texts("text", np.array([row]))
+@pytest.mark.parametrize("row", [40, -1, -2])
+def test_a_row_that_is_not_there(folder, row):
+    rows = ArrowRows(folder)
+    for read, name in ((rows.texts, "text"), (rows.sequences, "ids")):
+        with pytest.raises(IndexError, match=f"row {row} is not among the 40"):
+            read(name, np.array([3, row]))
 
 
 def test_a_start_from_the_cache_does_without_datasets(tmp_path):

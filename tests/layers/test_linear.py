@@ -1,5 +1,8 @@
 """Packed weights give what plain ones give, and only where nothing else would notice."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +15,12 @@ K, N = 40, 56
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def at_once(monkeypatch):
+    """Weights are packed when they are first used."""
     torch.manual_seed(0)
+    monkeypatch.setattr(module, "_ROWS_TO_PACK", 0)
+    if not module._has_float32():
+        pytest.skip("no such kernels here")
 
 
 def is_packed(packing):
@@ -72,6 +79,45 @@ def test_elsewhere_nothing_is_packed(case):
     ):
         assert torch.equal(linear(x, weight, layer.bias), F.linear(x, weight, layer.bias))
     assert not is_packed(packing)
+
+
+def test_few_rows_are_not_worth_packing(monkeypatch):
+    monkeypatch.setattr(module, "_ROWS_TO_PACK", 10)
+    layer, packing = Linear(K, N), Packing()
+    for number, packed in ((4, False), (4, False), (4, False), (1, True), (4, True)):
+        x = torch.randn(number, K)
+        found, _ = run(layer, x, packing)
+        torch.testing.assert_close(found, F.linear(x, layer.weight, layer.bias).detach())
+        assert is_packed(packing) == packed
+    rough = Packing(int8=True)
+    run(layer, torch.randn(1, K), rough)
+    assert is_packed(rough)
+
+
+def test_one_weight_with_several_biases():
+    weight, x = nn.Parameter(torch.randn(N, K)), torch.randn(4, K)
+    with torch.inference_mode(), packed_weights():
+        for bias in (nn.Parameter(torch.zeros(N)), nn.Parameter(torch.ones(N)), None):
+            found = linear(x, weight, bias)
+            torch.testing.assert_close(found, F.linear(x, weight, bias).detach())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("copy", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_packs_for_itself(copy, int8):
+    layer, x = Linear(K, N), torch.randn(4, K)
+    expected, packing = run(layer, x, Packing(int8=int8))
+    other = copy(packing)
+    assert other.int8 == int8
+    assert not is_packed(other)
+    assert torch.equal(run(layer, x, other)[0], expected)
+
+
+def test_a_vector_is_taken_as_it_is():
+    layer, x = Linear(K, N), torch.randn(K)
+    found, packing = run(layer, x)
+    assert not is_packed(packing)
+    torch.testing.assert_close(found, F.linear(x, layer.weight, layer.bias).detach())
 
 
 def test_each_search_packs_anew():

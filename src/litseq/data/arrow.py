@@ -78,6 +78,9 @@ class ArrowRows:
 
     def _places(self, rows: Ints) -> Iterator[tuple[int, int]]:
         """Of each row, in which chunk it is, and where."""
+        wrong = rows[(rows < 0) | (rows >= len(self))]
+        if len(wrong):
+            raise IndexError(f"row {wrong[0]} is not among the {len(self):,} of {self._folder}.")
         chunk = np.searchsorted(self._starts, rows, side="right") - 1
         return zip(chunk.tolist(), (rows - self._starts[chunk]).tolist(), strict=True)
 

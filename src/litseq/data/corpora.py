@@ -47,7 +47,7 @@ Part = Literal["train", "val", "test"]
 
 
 def default_cache_dir() -> Path:
-    """``litseq`` below the cache of Hugging Face datasets."""
+    """``litseq`` below the cache of Hugging Face datasets, as its environment variables say."""
     home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     home = Path(os.environ.get("HF_HOME", home))
     return Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser() / "litseq"

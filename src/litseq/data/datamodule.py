@@ -235,7 +235,7 @@ class TranslationDataModule(L.LightningDataModule):
         Returns:
             Sources and references; None where there are no references.
         """
-        return self._splits.get(split).texts(np.asarray(ids, dtype=np.int64))
+        return self._splits.get(split).texts(np.array([int(i) for i in ids], dtype=np.int64))
 
     def describe(self) -> str:
         """The training data and their batches in one line.
@@ -395,6 +395,7 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _settle_max_tokens(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
+        self._described = None
         if self._splits.has_train:
             _say(self.describe())
 

@@ -63,6 +63,7 @@ def cache_tokens(
     def build(draft: Path) -> None:
         import datasets  # half a second: who has all in the cache does without
 
+        ArrowRows(texts)  # or the error that says what to do
         data = datasets.Dataset.from_file(str(texts / TEXTS))
         processes = num_proc or _choose_num_proc(len(data))
         data.with_format("arrow").map(

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 __all__ = ["Linear", "Packing", "linear", "packed_weights"]
 
+_ROWS_TO_PACK = 256
+"""So many rows are multiplied as they are: for fewer, packing takes longer than it saves."""
+
 
 class Linear(nn.Linear):
     """``torch.nn.Linear``, and a faster one within ``packed_weights``."""
@@ -46,12 +49,14 @@ def linear(
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Weights in the layout that the kernels of a CPU like best, each packed when first used.
+    """Weights in the layout that the kernels of a CPU like best.
 
-    Until then, and elsewhere, nothing changes. Weights must not change while a packing lives.
+    Weights must not change while a packing lives. What it does not take, such as other precisions
+    and what torch's own LSTM and GRU multiply by, is computed as elsewhere.
 
-    In float32 the kernels are oneDNN's, and results are the same to rounding. They are planned
-    anew for each number of rows, so numbers are rounded up to few.
+    In float32 the kernels are oneDNN's, and results are the same to rounding. A weight is packed
+    once it has been used for some rows. Kernels are planned anew for each number of rows, so
+    numbers are rounded up to few.
 
     Attributes:
         int8: Multiplies in 8 bits: weights have a scale for each row, and x one for all of a call,
@@ -62,7 +67,8 @@ class Packing:
     """
 
     int8: bool = False
-    _packed: dict[Any, tuple[Tensor, Any]] = field(default_factory=dict, repr=False)
+    _packed: dict[Any, tuple[Any, Any]] = field(default_factory=dict, repr=False)
+    _seen: dict[Any, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.int8 and not _has_int8():
@@ -70,6 +76,10 @@ class Packing:
                 "int8 needs torch's quantised kernels on an x86 processor, which are not here; "
                 "translate without it, or with what litseq export --to ctranslate2 writes."
             )
+
+    def __reduce__(self) -> tuple[type[Packing], tuple[bool]]:
+        """A copy packs for itself: it is for other weights."""
+        return Packing, (self.int8,)
 
     def takes(self, x: Tensor, weight: Tensor) -> bool:
         """Whether it multiplies these."""
@@ -79,6 +89,7 @@ class Packing:
             plain
             and floats
             and x.device.type == "cpu"
+            and x.dim() > 1
             and x.numel() > 0
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
@@ -87,15 +98,20 @@ class Packing:
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None) -> Tensor:
         """Computes what ``linear`` says."""
-        key = id(weight), rows and (rows.start, rows.stop)
+        key = id(weight), id(bias), rows and (rows.start, rows.stop, rows.step)
+        flat = x.flatten(0, -2)
         if key not in self._packed:
             part = slice(None) if rows is None else rows
-            offset = None if bias is None else bias.detach()[part]
+            weight_part = weight.detach()[part]
+            bias_part = None if bias is None else bias.detach()[part]
+            seen = self._seen.get(key, 0)
+            self._seen[key] = seen + flat.size(0)
+            if not self.int8 and seen < _ROWS_TO_PACK:
+                return F.linear(x, weight_part, bias_part)
             pack = _pack_int8 if self.int8 else _pack_float32
-            # the weight itself, so that nothing else gets its id
-            self._packed[key] = weight, pack(weight.detach()[part], offset)
+            # with both, so that nothing else gets their ids
+            self._packed[key] = (weight, bias), pack(weight_part, bias_part)
         multiply = _multiply_int8 if self.int8 else _multiply_float32
-        flat = x.flatten(0, -2)
         y = multiply(flat, self._packed[key][1])
         return y.view(*x.shape[:-1], y.size(-1))
 
