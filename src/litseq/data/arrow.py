@@ -78,6 +78,7 @@ class ArrowRows:
 
     def _places(self, rows: Ints) -> Iterator[tuple[int, int]]:
         """Of each row, in which chunk it is, and where."""
+        rows = np.asarray(rows, dtype=np.int64)
         wrong = rows[(rows < 0) | (rows >= len(self))]
         if len(wrong):
             raise IndexError(f"row {wrong[0]} is not among the {len(self):,} of {self._folder}.")
