@@ -476,10 +476,14 @@ def keep(result: dict[str, Any], header: list[str], rows: list[list[str]]) -> No
     if result["what"] == "translate":
         size = "" if result["size"] == "small" else f"{result['size']}-"
         key = f"translate-{size}{result['beam_size']}"
+    write(key, result, header, rows)
+
+
+def write(key: str, result: object, header: list[str], rows: list[list[str]]) -> None:
+    """Puts a result into the record, and its table onto the page."""
     records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    records[key] = result
     with whole_file(RESULTS) as file:
-        file.write(json.dumps(records, indent=1) + "\n")
+        file.write(json.dumps(records | {key: result}, indent=1) + "\n")
     fill(PAGE, key, header, rows)
 
 

@@ -27,9 +27,8 @@ from typing import Any
 
 import sentencepiece
 
-from benchmark import PAGE, RESULTS, SIZES, VOCAB_SIZE
-from doc_tables import fill, markdown
-from litseq.textfiles import whole_file
+from benchmark import SIZES, VOCAB_SIZE, write
+from doc_tables import markdown
 
 LANGUAGES = ("en", "de")
 MAX_TOKENS = 4096
@@ -52,7 +51,7 @@ steps, options, sizes = json.loads(sys.argv[1])
 pl.Trainer(
     max_steps=max(steps, 1), accelerator="cpu", logger=False, enable_checkpointing=False,
     enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=max(steps, 1),
-    callbacks=[Note(), throughput := TokenThroughput()],
+    callbacks=[Note(), TokenThroughput()],
 ).fit(model := TransformerSeq2Seq(**sizes), TranslationDataModule("en", "de", **options))
 print(json.dumps({"data_wait": float(model.trainer.logged_metrics["train/data_wait"])}))
 """
@@ -85,10 +84,7 @@ def main() -> None:
     header, rows = table(result)
     print(markdown(header, rows))
     if args.record:
-        records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        with whole_file(RESULTS) as file:
-            file.write(json.dumps(records | {"data": result}, indent=1) + "\n")
-        fill(PAGE, "data", header, rows)
+        write("data", result, header, rows)
 
 
 def make_tokenizer(train: str, folder: Path) -> Path:

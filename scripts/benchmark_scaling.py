@@ -25,8 +25,7 @@ from typing import Any
 import torch
 
 import benchmark
-from doc_tables import fill, markdown
-from litseq.textfiles import whole_file
+from doc_tables import markdown
 
 MAX_TOKENS = 4096
 WARM_UP, STEPS = 2, 8
@@ -59,10 +58,7 @@ def main() -> None:
         header, rows = table({str(key): value for key, value in result.items()})
         print(markdown(header, rows))
         if args.record:
-            records = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
-            with whole_file(benchmark.RESULTS) as file:
-                file.write(json.dumps(records | {name: result}, indent=1) + "\n")
-            fill(benchmark.PAGE, name, header, rows)
+            benchmark.write(name, result, header, rows)
 
 
 # ---- lengths ----

@@ -26,9 +26,8 @@ from torch import Tensor
 
 import benchmark
 import benchmark_worker as worker
-from doc_tables import fill, markdown
+from doc_tables import markdown
 from litseq.heap import give_back
-from litseq.textfiles import whole_file
 
 WAYS = {
     "float32": ("32-true", False, False),
@@ -36,7 +35,7 @@ WAYS = {
     "bfloat16": ("bf16-mixed", False, False),
     "bfloat16, freed memory given back every 10 s": ("bf16-mixed", False, True),
 }
-EVERY = 10.0  # seconds, as Seq2Seq does
+EVERY = 10.0  # seconds; Seq2Seq waits for 30
 
 
 def main() -> None:
@@ -64,10 +63,7 @@ def main() -> None:
     header, rows = table(result)
     print(markdown(header, rows))
     if args.record:
-        records = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
-        with whole_file(benchmark.RESULTS) as file:
-            file.write(json.dumps(records | {"shapes": result}, indent=1) + "\n")
-        fill(benchmark.PAGE, "shapes", header, rows)
+        benchmark.write("shapes", result, header, rows)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

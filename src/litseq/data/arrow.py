@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-__all__ = ["ArrowRows", "Ints", "numbers_of"]
+from litseq.data.plans import Ints
 
-Ints = NDArray[np.int64]
+__all__ = ["ArrowRows", "numbers_of"]
 
 _CHUNK = 1000  # texts in memory at a time
 

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from litseq.data.arrow import ArrowRows, Ints, numbers_of
+from litseq.data.arrow import ArrowRows, numbers_of
 from litseq.data.collate import collate
 from litseq.data.corpora import TEXTS, build_once
 from litseq.data.filters import SideCounts
+from litseq.data.plans import Ints
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.types import Batch
 
