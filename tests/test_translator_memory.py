@@ -69,7 +69,9 @@ def test_parts_find_what_the_whole_finds(monkeypatch, family, options, with_ids)
         torch.manual_seed(1)
         ends.append((found.search(batch, options), torch.get_rng_state()))
     (whole, rng), (parts, rng_of_parts) = ends
-    assert sizes == [15, 4, 4, 4, 3]
+    assert sizes[:2] == [15, 4]
+    assert sum(sizes[1:]) == 15
+    assert max(sizes[1:]) == 4
     assert torch.equal(rng, rng_of_parts)
     for expected, got in zip(whole, parts, strict=True):
         assert [h.tokens for h in got] == [h.tokens for h in expected]

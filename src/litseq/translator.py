@@ -16,11 +16,11 @@ from litseq.attention import align_words
 from litseq.data.buckets import plan_batches
 from litseq.data.collate import collate
 from litseq.data.tokenizer import TranslationTokenizer
-from litseq.decoding import Hypothesis, SearchOptions, generate
+from litseq.decoding import Hypothesis, SearchOptions, Sources, generate_all, length_limits
 from litseq.layers.linear import Packing, packed_weights
 from litseq.losses import IGNORE
 from litseq.models.base import Seq2SeqModel
-from litseq.types import Batch, ScoredText, Translation, WordAlignment, shift_right
+from litseq.types import Batch, Memory, ScoredText, Translation, WordAlignment, shift_right
 
 __all__ = ["TextDecoder", "TextTranslator", "Translator"]
 
@@ -184,36 +184,44 @@ class Translator(TextTranslator):
         logits: Tensor = self.model(batch["input_ids"], batch["attention_mask"] == 0, tgt_in)
         return logits
 
-    @torch.inference_mode()
     def search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
         """Finds the best outputs of a batch, n_best for each source, best first.
 
-        A batch that could take too much memory is searched in parts, one after another; the result
-        is that of the whole.
+        A batch that could take too much memory is not searched at once: sentences enter as others
+        leave. The result is that of the whole.
         """
-        src, mask = batch["input_ids"], batch["attention_mask"]
-        ids: Sequence[int] = range(len(src))
-        if options.sample:
-            # a sentence draws the same sample whatever batch, or part, it is in
-            ids = batch["id"].tolist() if "id" in batch else ids
-            if options.seed is None:
-                options = replace(options, seed=int(torch.randint(2**62, ())))
-        found: list[list[Hypothesis]] = []
-        size = _rows_at_once(src.size(1), options)
+        return self.search_all([batch], options)
+
+    @torch.inference_mode()
+    def search_all(
+        self, batches: Iterable[Batch], options: SearchOptions
+    ) -> list[list[Hypothesis]]:
+        """Finds the best outputs of some batches, n_best for each source, best first.
+
+        Sentences of the next batch enter as others leave. At no time are more being searched than
+        the largest batch has of which there is one among them.
+        """
+        if options.sample and options.seed is None:
+            options = replace(options, seed=int(torch.randint(2**62, ())))
         with packed_weights(self.packing):
-            for first in range(0, len(src), size):
-                part = slice(first, first + size)
-                found += generate(
-                    self.model,
-                    self.model.encode(src[part], mask[part] == 0),
-                    src_lengths=mask[part].sum(1),
-                    options=options,
-                    bos_id=self.bos_id,
-                    eos_id=self.eos_id,
-                    suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
-                    ids=ids[part],
-                )
-        return found
+            return generate_all(
+                self.model,
+                (self._sources(batch, options) for batch in batches),
+                options=options,
+                bos_id=self.bos_id,
+                eos_id=self.eos_id,
+                suppress=tuple({self.pad_id, self.bos_id} - {self.eos_id}),
+            )
+
+    def _sources(self, batch: Batch, options: SearchOptions) -> Sources[Memory]:
+        src, mask = batch["input_ids"], batch["attention_mask"]
+        return Sources(
+            lambda rows: self.model.encode(src[rows], mask[rows] == 0),
+            length_limits(self.model, mask.sum(1), options),
+            room=min(_rows_at_once(src.size(1), options), max(len(src), 1)),
+            # a sentence draws the same sample whatever batch, or part, it is in
+            ids=batch["id"].tolist() if options.sample and "id" in batch else None,
+        )
 
 
 def _rows_at_once(src_len: int, options: SearchOptions) -> int:

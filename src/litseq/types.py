@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -22,6 +22,7 @@ __all__ = [
     "WordAlignment",
     "check_batch",
     "shift_right",
+    "stack_rows",
 ]
 
 AttentionKind = Literal["encoder", "decoder", "cross"]
@@ -182,6 +183,28 @@ class DecoderState(_Rows):
 
     Each model derives its own; generation only carries it along and calls ``reorder``.
     """
+
+
+def stack_rows(
+    parts: Sequence[Tensor], *, dim: int, size: int, fill: float = 0, at_end: bool = False
+) -> Tensor:
+    """Puts rows of some tensors one behind the other, each of the size that is asked for.
+
+    Args:
+        parts: Of equal shapes but for the first dimension, their rows, and for ``dim``.
+        dim: The dimension that is filled up or cut.
+        size: Its size then.
+        fill: What it is filled up with.
+        at_end: Whether the last values are kept, and stand at the end; else the first.
+    """
+    shape = [sum(len(part) for part in parts), *parts[0].shape[1:]]
+    shape[dim] = size
+    stacked = parts[0].new_full(shape, fill)
+    for rows, part in zip(torch.split(stacked, [len(part) for part in parts]), parts, strict=True):
+        kept = min(part.size(dim), size)
+        values = part.narrow(dim, part.size(dim) - kept if at_end else 0, kept)
+        rows.narrow(dim, size - kept if at_end else 0, kept).copy_(values)
+    return stacked
 
 
 @dataclass(frozen=True)

@@ -3,90 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from itertools import count, islice
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import Self
 
-from litseq.decoding.attention import gather_attention, last_attention
+from litseq.decoding.attention import last_attention
 from litseq.decoding.contract import MemoryT, StateT, StepModel, reorder_beams
 from litseq.decoding.hypothesis import Hypothesis, best_first, length_norm, make_hypothesis
 from litseq.decoding.options import check_beam, check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs, top_k
+from litseq.decoding.tree import Tree
+from litseq.decoding.turns import Group, Rows, Sources, take_turns
 from litseq.layers.linear import packed_weights
 
-__all__ = ["beam_search"]
-
-
-class _Tree:
-    """Every candidate that a search has ranked, as a node that points to what it extends."""
-
-    ROOT = -1
-
-    def __init__(self) -> None:
-        self._size = 0
-        self._parent: list[Tensor] = []
-        self._token: list[Tensor] = []
-        self._log_prob: list[Tensor] = []
-        self._row: list[Tensor] = []
-        self._attention: list[Tensor] = []
-
-    def grow(
-        self,
-        parent: Tensor,
-        token: Tensor,
-        log_prob: Tensor,
-        *,
-        row: Tensor,
-        attention: Tensor | None,
-    ) -> Tensor:
-        """Adds one step's nodes and returns their numbers.
-
-        Args:
-            parent: Nodes that are extended, int64 (n, 2K).
-            token: By which token, int64 (n, 2K).
-            log_prob: The token's log-probability, float (n, 2K).
-            row: The row of the model's state that this came from, int64 (n, 2K).
-            attention: Where each of those rows looked, float (rows, L, H, S), if that is kept.
-        """
-        node = torch.arange(self._size, self._size + parent.numel(), device=parent.device)
-        self._size += parent.numel()
-        self._parent.append(parent.flatten())
-        self._token.append(token.flatten())
-        self._log_prob.append(log_prob.flatten())
-        if attention is not None:
-            self._row.append(row.flatten())
-            self._attention.append(attention)
-        return node.view_as(parent)
-
-    def sequences(self, nodes: list[int]) -> list[tuple[list[int], list[float], Tensor | None]]:
-        """The tokens from the root to each node, their log-probabilities and their attention."""
-        parent = torch.cat(self._parent).tolist()
-        token = torch.cat(self._token).tolist()
-        log_prob = torch.cat(self._log_prob).tolist()
-        row = torch.cat(self._row).tolist() if self._row else parent
-        found = []
-        for node in nodes:
-            path = []
-            while node != self.ROOT:
-                path.append(node)
-                node = parent[node]
-            path.reverse()
-            attention = gather_attention(self._attention, [row[i] for i in path])
-            found.append(([token[i] for i in path], [log_prob[i] for i in path], attention))
-        return found
+__all__ = ["beam_search", "beams"]
 
 
 @dataclass(frozen=True)
-class _Sentences:
+class _Sentences(Rows):
     """Where the search stands in the n sentences that are left.
 
     Attributes:
-        number: The sentence's row in the batch, int64 (n,).
+        number: The sentence's number among all, int64 (n,).
         max_len: Its length limit, int64 (n,).
+        length: Tokens of its living sequences, BOS not counted, int64 (n,).
         alive: Nodes of the living sequences, the most probable first, int64 (n, K); of BOS, (n, 1).
         log_prob: Their log-probabilities, float (n, K); -inf where there are fewer than K.
         ended: Nodes of the best finished sequences, int64 (n, n_best).
@@ -96,15 +40,12 @@ class _Sentences:
 
     number: Tensor
     max_len: Tensor
+    length: Tensor
     alive: Tensor
     log_prob: Tensor
     ended: Tensor
     score: Tensor
     num_ended: Tensor
-
-    def take(self, rows: Tensor) -> Self:
-        """Some of the sentences."""
-        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -163,7 +104,7 @@ def _settle(
         left: The sentences before this step.
         found: Their ranked candidates.
         node: The candidates' nodes, int64 (n, 2K).
-        norm: What the candidates' log-probabilities are divided by, float ().
+        norm: What the candidates' log-probabilities are divided by, float (n, 1).
         eos_id: Id of the token that ends a sequence.
 
     Returns:
@@ -202,7 +143,7 @@ def _places(flags: list[bool], value: bool, device: torch.device) -> Tensor:
 
 def _hypotheses(
     done: list[_Sentences],
-    tree: _Tree,
+    tree: Tree,
     *,
     eos_id: int,
     n_best: int,
@@ -236,8 +177,6 @@ def _hypotheses(
     return [found[i] for i in in_order]
 
 
-@torch.inference_mode()
-@packed_weights()
 def beam_search(
     model: StepModel[MemoryT, StateT],
     memory: MemoryT,
@@ -298,38 +237,81 @@ def beam_search(
     penalty and the beam of Vaswani et al. (2017), section 6.1, https://arxiv.org/abs/1706.03762;
     patience is Kasai et al. (2022), https://arxiv.org/abs/2204.05424.
     """
+    return beams(
+        model,
+        [Sources.of(memory, max_len)],
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        n_best=n_best,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        suppress=suppress,
+        length_offset=length_offset,
+        patience=patience,
+    )
+
+
+@torch.inference_mode()
+@packed_weights()
+def beams(
+    model: StepModel[MemoryT, StateT],
+    sources: Iterable[Sources[MemoryT]],
+    *,
+    beam_size: int,
+    length_penalty: float,
+    n_best: int,
+    bos_id: int,
+    eos_id: int,
+    suppress: tuple[int, ...],
+    length_offset: float,
+    patience: float | None,
+) -> list[list[Hypothesis]]:
+    """Does what ``beam_search`` does for many sentences."""
     check_beam(beam_size=beam_size, n_best=n_best, patience=patience)
     check_length_norm(length_penalty=length_penalty, length_offset=length_offset)
-    check_max_len(max_len)
-    if max_len.numel() == 0:
-        return []
-    num_sentences, device = max_len.size(0), max_len.device
-    bos = torch.full((num_sentences,), bos_id, dtype=torch.int64, device=device)
-    logits, state = model.step(bos, model.init_state(memory))
-    log_probs = next_log_probs(logits, suppress)
-
-    lengths = range(int(max_len.max()) + 1)
-    norm = log_probs.new_tensor(
-        [length_norm(length, length_penalty, length_offset) for length in lengths]
-    )
-    tree = _Tree()
-    left = _Sentences(
-        number=torch.arange(num_sentences, device=device),
-        max_len=max_len,
-        alive=bos.new_full((num_sentences, 1), tree.ROOT),
-        log_prob=log_probs.new_zeros(num_sentences, 1),
-        ended=bos.new_full((num_sentences, n_best), tree.ROOT),
-        score=log_probs.new_full((num_sentences, n_best), -torch.inf),
-        num_ended=torch.zeros_like(max_len),
-    )
     enough = None
     if patience is not None and math.isfinite(patience):
         enough = max(n_best, math.ceil(patience * beam_size))
+    tree = Tree()
+    norm = torch.empty(0)  # of each length
+    num_sentences = 0
     done: list[_Sentences] = []
-    for length in count(1):
+
+    def begin(memory: MemoryT, max_len: Tensor) -> Group[_Sentences, StateT] | None:
+        nonlocal norm, num_sentences
+        check_max_len(max_len)
+        number = torch.arange(num_sentences, num_sentences + len(max_len), device=max_len.device)
+        num_sentences += len(number)
+        logits, state = model.step(torch.full_like(number, bos_id), model.init_state(memory))
+        log_probs = next_log_probs(logits, suppress)
+        longest = int(max_len.max())
+        if longest >= len(norm):
+            norm = log_probs.new_tensor(
+                [length_norm(n, length_penalty, length_offset) for n in range(longest + 1)]
+            )
+        left = _Sentences(
+            number=number,
+            max_len=max_len,
+            length=torch.zeros_like(number),
+            alive=number.new_full((len(number), 1), tree.ROOT),
+            log_prob=log_probs.new_zeros(len(number), 1),
+            ended=number.new_full((len(number), n_best), tree.ROOT),
+            score=log_probs.new_full((len(number), n_best), -torch.inf),
+            num_ended=torch.zeros_like(number),
+        )
+        return settle(left, log_probs, state)
+
+    def advance(group: Group[_Sentences, StateT]) -> Group[_Sentences, StateT] | None:
+        logits, state = model.step(group.token.flatten(), group.state)
+        return settle(group.rows, next_log_probs(logits, suppress), state)
+
+    def settle(
+        left: _Sentences, log_probs: Tensor, state: StateT
+    ) -> Group[_Sentences, StateT] | None:
+        """Makes the living sequences one token longer, (n, 1) after BOS, then (n, K)."""
         width = left.alive.size(1)  # 1 after BOS, then K
         found = _extend(left.log_prob, log_probs, beam_size=beam_size)
-        first_row = torch.arange(len(left.alive), device=device).unsqueeze(1) * width
+        first_row = torch.arange(len(left.alive), device=log_probs.device).unsqueeze(1) * width
         node = tree.grow(
             left.alive.gather(1, found.beam),
             found.token,
@@ -337,8 +319,10 @@ def beam_search(
             row=first_row + found.beam,
             attention=last_attention(state),
         )
-        left, beam, token = _settle(left, found, node=node, norm=norm[length], eos_id=eos_id)
-
+        length = left.length + 1
+        left, beam, token = _settle(
+            replace(left, length=length), found, node=node, norm=norm[length, None], eos_id=eos_id
+        )
         bound = left.log_prob[:, 0] / norm[left.max_len]
         going = (bound > left.score[:, -1]) & (length < left.max_len)
         if beam_size == 1:
@@ -346,20 +330,23 @@ def beam_search(
         if enough is not None:
             going &= left.num_ended < enough
         row = first_row + beam
-        in_place = (row.flatten() == torch.arange(row.numel(), device=device)).all()
+        in_place = (row.flatten() == torch.arange(row.numel(), device=row.device)).all()
         # The only place of a step that waits for the device.
         *flags, stays = torch.cat([going, in_place.view(1)]).tolist()
         on = None
         if not all(flags):
-            done.append(left.take(_places(flags, False, device)))
+            done.append(left.take(_places(flags, False, row.device)))
             if not any(flags):
-                break
-            on = _places(flags, True, device)
+                return None
+            on = _places(flags, True, row.device)
             left, row, token = left.take(on), row[on], token[on]
         if not stays or on is not None:
             state = reorder_beams(state, row, on)
-        logits, state = model.step(token.flatten(), state)
-        log_probs = next_log_probs(logits, suppress)
+        return Group(left, token, state)
+
+    take_turns(sources, begin=begin, advance=advance)
+    if not done:
+        return []
     return _hypotheses(
         done,
         tree,

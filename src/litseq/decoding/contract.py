@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 from typing_extensions import Self
 
-__all__ = ["MemoryT", "SearchState", "StateT", "StepModel", "reorder_beams"]
+__all__ = ["MemoryT", "SearchState", "StateT", "StepModel", "join", "reorder_beams"]
 
 
 class SearchState(Protocol):
@@ -17,7 +17,8 @@ class SearchState(Protocol):
         """Takes rows: repeats, drops or permutes them; ``index`` is int64 (N,)."""
         ...
 
-    # A state may also have what ``reorder_beams`` looks for.
+    # A state may also have what ``reorder_beams`` looks for, and ``join(other)``: its rows, and
+    # behind them those of another, so that sentences can enter a search as others leave.
 
 
 MemoryT = TypeVar("MemoryT")
@@ -56,3 +57,9 @@ def reorder_beams(state: StateT, index: Tensor, sentences: Tensor | None = None)
         return state.reorder(index.flatten())
     taken: StateT = own(index, sentences)
     return taken
+
+
+def join(state: StateT, other: StateT) -> StateT:
+    """Puts the rows of another state behind those of a state that has a ``join`` of its own."""
+    joined: StateT = state.join(other)  # type: ignore[attr-defined]
+    return joined

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,13 +13,12 @@ from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.hypothesis import Hypothesis, make_hypothesis
 from litseq.decoding.options import check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs
+from litseq.decoding.turns import Group, Rows, Sources, take_turns
 from litseq.layers.linear import packed_weights
 
-__all__ = ["greedy_search", "unroll"]
+__all__ = ["greedy", "greedy_search", "unroll"]
 
 
-@torch.inference_mode()
-@packed_weights()
 def greedy_search(
     model: StepModel[MemoryT, StateT],
     memory: MemoryT,
@@ -51,15 +50,37 @@ def greedy_search(
         ValueError: If an option is out of its range, a limit is below 1, or the model gives no
             token a finite log-probability.
     """
+    return greedy(
+        model,
+        [Sources.of(memory, max_len)],
+        bos_id=bos_id,
+        eos_id=eos_id,
+        suppress=suppress,
+        length_penalty=length_penalty,
+        length_offset=length_offset,
+    )
+
+
+@torch.inference_mode()
+@packed_weights()
+def greedy(
+    model: StepModel[MemoryT, StateT],
+    sources: Iterable[Sources[MemoryT]],
+    *,
+    bos_id: int,
+    eos_id: int,
+    suppress: tuple[int, ...],
+    length_penalty: float,
+    length_offset: float,
+) -> list[Hypothesis]:
+    """Does what ``greedy_search`` does for many sentences."""
     check_length_norm(length_penalty=length_penalty, length_offset=length_offset)
-    check_max_len(max_len)
     return unroll(
         model,
-        model.init_state(memory),
+        sources,
         choose=lambda log_probs, row, length: log_probs.argmax(dim=-1),
         bos_id=bos_id,
         eos_id=eos_id,
-        max_len=max_len,
         suppress=suppress,
         length_penalty=length_penalty,
         length_offset=length_offset,
@@ -68,65 +89,78 @@ def greedy_search(
 
 def unroll(
     model: StepModel[MemoryT, StateT],
-    state: StateT,
+    sources: Iterable[Sources[MemoryT]],
     *,
-    choose: Callable[[Tensor, Tensor, int], Tensor],
+    choose: Callable[[Tensor, Tensor, Tensor], Tensor],
     bos_id: int,
     eos_id: int,
-    max_len: Tensor,
     suppress: Sequence[int],
     length_penalty: float,
     length_offset: float,
+    each: int = 1,
 ) -> list[Hypothesis]:
-    """Writes one sequence per row of ``state``; a row leaves the batch when its sequence ends.
+    """Writes sequences that go their ways; a sequence leaves when it ends.
 
     Args:
         model: Gives the next token's logits.
-        state: The state before BOS, N rows.
-        choose: Called with the next log-probabilities, float (n, V), the numbers of the n rows that
-            are left, int64 (n,), and the length with this token; returns token ids, int64 (n,).
+        sources: Sentences that wait, B in all.
+        choose: Called with the next log-probabilities, float (n, V), the numbers of the n sequences
+            that are there, int64 (n,), and their lengths with this token, int64 (n,); returns token
+            ids, int64 (n,).
         bos_id: Id of the token that every sequence begins with.
         eos_id: Id of the token that ends a sequence.
-        max_len: Length limit of each row, int64 (N,).
         suppress: Ids that are never chosen.
         length_penalty: Enters the scores alone.
         length_offset: See ``length_norm``.
+        each: Sequences of each sentence.
 
     Returns:
-        N hypotheses.
+        B times ``each`` hypotheses.
+
+    Raises:
+        ValueError: If a limit is below 1.
     """
-    num_rows = max_len.size(0)
-    row = torch.arange(num_rows, device=max_len.device)
-    token = torch.full_like(row, bos_id)
+    begun: list[int] = []  # at which step each sequence has
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     attention: list[Tensor] = []
-    for length in count(1):
-        if row.numel() == 0:
-            break
-        logits, state = model.step(token, state)
+
+    def begin(memory: MemoryT, max_len: Tensor) -> Group[_Sequences, StateT] | None:
+        check_max_len(max_len)
+        state = model.init_state(memory)
+        if each > 1:
+            every = torch.arange(len(max_len), device=max_len.device).repeat_interleave(each)
+            max_len, state = max_len[every], state.reorder(every)
+        number = torch.arange(len(begun), len(begun) + len(max_len), device=max_len.device)
+        begun.extend([len(steps)] * len(max_len))
+        rows = _Sequences(number, torch.zeros_like(number), max_len)
+        return Group(rows, torch.full_like(number, bos_id), state)
+
+    def advance(group: Group[_Sequences, StateT]) -> Group[_Sequences, StateT] | None:
+        logits, state = model.step(group.token, group.state)
         log_probs = next_log_probs(logits, suppress)
-        token = choose(log_probs, row, length)
-        steps.append((row, token, log_probs.gather(1, token.unsqueeze(1)).squeeze(1)))
+        rows = replace(group.rows, length=group.rows.length + 1)
+        token = choose(log_probs, rows.number, rows.length)
+        steps.append((rows.number, token, log_probs.gather(1, token.unsqueeze(1)).squeeze(1)))
         looked = last_attention(state)
         if looked is not None:
             attention.append(looked)
         # The only place of a step that waits for the device.
-        going = ((token != eos_id) & (length < max_len)).tolist()
-        if all(going):
-            continue
-        places = [i for i, on in enumerate(going) if on]
-        left = torch.tensor(places, dtype=torch.int64, device=row.device)
-        row, token, max_len = row[left], token[left], max_len[left]
-        if left.numel() > 0:
-            state = state.reorder(left)
+        going = ((token != eos_id) & (rows.length < rows.max_len)).tolist()
+        if not all(going):
+            places = [i for i, on in enumerate(going) if on]
+            if not places:
+                return None
+            left = torch.tensor(places, device=token.device)
+            rows, token, state = rows.take(left), token[left], state.reorder(left)
+        return Group(rows, token, state)
+
+    take_turns(sources, begin=begin, advance=advance)
 
     # of each sequence: tokens, their log-probabilities, its row in each step
-    written: list[tuple[list[int], list[float], list[int]]] = [
-        ([], [], []) for _ in range(num_rows)
-    ]
+    written: list[tuple[list[int], list[float], list[int]]] = [([], [], []) for _ in begun]
     for step in steps:
-        parts = zip(*(part.tolist() for part in step), strict=True)
-        for place, (i, chosen, log_prob) in enumerate(parts):
+        parts_of_step = zip(*(part.tolist() for part in step), strict=True)
+        for place, (i, chosen, log_prob) in enumerate(parts_of_step):
             for items, item in zip(written[i], (chosen, log_prob, place), strict=True):
                 items.append(item)
     return [
@@ -135,7 +169,16 @@ def unroll(
             log_probs,
             length_penalty=length_penalty,
             length_offset=length_offset,
-            attention=gather_attention(attention, places),
+            attention=gather_attention(attention[begin:], places),
         )
-        for tokens, log_probs, places in written
+        for begin, (tokens, log_probs, places) in zip(begun, written, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Sequences(Rows):
+    """The sequences that are being written: their numbers, lengths and limits, int64 (n,)."""
+
+    number: Tensor
+    length: Tensor
+    max_len: Tensor

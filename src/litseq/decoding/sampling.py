@@ -13,6 +13,7 @@ from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.greedy import unroll
 from litseq.decoding.hypothesis import Hypothesis, best_first
 from litseq.decoding.options import check_length_norm, check_max_len, check_sampling
+from litseq.decoding.turns import Sources
 from litseq.layers.linear import packed_weights
 
 __all__ = ["sample_search"]
@@ -98,24 +99,20 @@ def sample_search(
     uniform = _uniform(seed, ids=ids, num_samples=n_best, length=int(max_len.max()))
     uniform = uniform.to(max_len.device)  # (B * n_best, longest)
 
-    def choose(log_probs: Tensor, row: Tensor, length: int) -> Tensor:
+    def choose(log_probs: Tensor, row: Tensor, length: Tensor) -> Tensor:
         probs = (_keep_top_k(log_probs, top_k) / temperature).softmax(dim=-1)
         return _draw(_keep_top_p(probs, top_p), uniform[row, length - 1])
 
-    state = model.init_state(memory)
-    if n_best > 1:
-        every = torch.arange(num_sentences, device=max_len.device).repeat_interleave(n_best)
-        state, max_len = state.reorder(every), max_len[every]
     drawn = unroll(
         model,
-        state,
+        [Sources.of(memory, max_len)],
         choose=choose,
         bos_id=bos_id,
         eos_id=eos_id,
-        max_len=max_len,
         suppress=suppress,
         length_penalty=length_penalty,
         length_offset=length_offset,
+        each=n_best,
     )
     return [
         best_first(drawn[first : first + n_best], eos_id=eos_id)

@@ -50,6 +50,14 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1).float()
 
 
+def _where(start: int | Tensor, length: int) -> tuple[slice | Tensor, int]:
+    """What takes positions start, start + 1, ... of a table, and how long that must be."""
+    if isinstance(start, int):
+        return slice(start, start + length), start + length
+    places = start[:, None] + torch.arange(length, device=start.device)  # (N, T)
+    return places, int(places.max()) + 1 if places.numel() else 0
+
+
 class _Sinusoids(nn.Module):
     """Keeps the sinusoids of the first ``max_positions`` positions, computes those beyond."""
 
@@ -61,11 +69,12 @@ class _Sinusoids(nn.Module):
         table = sinusoids(max_positions, d_model).to(torch.get_default_device())
         self.register_buffer("table", table, persistent=False)
 
-    def codes(self, start: int, end: int) -> Tensor:
-        """The codes of positions start, start + 1, ..., end - 1, float (T, D)."""
+    def codes(self, start: int | Tensor, length: int) -> Tensor:
+        """The codes of positions start, start + 1, ..., float (T, D); of N starts (N, T, D)."""
+        where, end = _where(start, length)
         if end <= self.table.size(0):
-            return self.table[start:end]
-        return sinusoids(end, self.table.size(1))[start:].to(self.table)
+            return self.table[where]
+        return sinusoids(end, self.table.size(1)).to(self.table)[where]
 
 
 class SinusoidalPositions(_Sinusoids):
@@ -77,9 +86,12 @@ class SinusoidalPositions(_Sinusoids):
             come.
     """
 
-    def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
-        """Adds the codes of positions start, start + 1, ... to x, float (B, T, D)."""
-        return x + self.codes(start, start + x.size(1)).to(x.dtype)
+    def forward(self, x: Tensor, *, start: int | Tensor = 0) -> Tensor:
+        """Adds the codes of positions start, start + 1, ... to x, float (B, T, D).
+
+        The start is one for all, or one for each row, int64 (B,).
+        """
+        return x + self.codes(start, x.size(1)).to(x.dtype)
 
 
 class LearnedPositions(nn.Module):
@@ -95,19 +107,21 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.empty(max_positions, d_model))
         nn.init.normal_(self.weight, std=d_model**-0.5)
 
-    def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, *, start: int | Tensor = 0) -> Tensor:
         """Adds the vectors of positions start, start + 1, ... to x, float (B, T, D).
+
+        The start is one for all, or one for each row, int64 (B,).
 
         Raises:
             ValueError: If a position is beyond ``max_positions``.
         """
-        end = start + x.size(1)
+        where, end = _where(start, x.size(1))
         if end > self.weight.size(0):
             raise ValueError(
                 f"a sequence of {end} tokens is longer than the {self.weight.size(0)} learned "
                 f"positions; raise max_positions or shorten the input."
             )
-        return x + self.weight[start:end]
+        return x + self.weight[where]
 
 
 class NoPositions(nn.Module):
@@ -120,7 +134,7 @@ class NoPositions(nn.Module):
     def __init__(self, d_model: int, *, max_positions: int = 1024) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, *, start: int | Tensor = 0) -> Tensor:
         """Returns x, float (B, T, D)."""
         return x
 
@@ -152,9 +166,13 @@ class RotaryPositions(_Sinusoids):
             )
         super().__init__(head_dim, max_positions=max_positions)
 
-    def forward(self, length: int, *, start: int = 0) -> Tensor:
-        """Looks up what ``rotate`` takes, float (T, d_k): positions start, start + 1, ..."""
-        return self.codes(start, start + length)
+    def forward(self, length: int, *, start: int | Tensor = 0) -> Tensor:
+        """Looks up what ``rotate`` takes: positions start, start + 1, ..., float (T, d_k).
+
+        Where each of N rows has a start of its own, int64 (N,), it is float (N, 1, T, d_k).
+        """
+        codes = self.codes(start, length)
+        return codes if isinstance(start, int) else codes[:, None]
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -162,7 +180,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
     Args:
         x: Queries or keys, float (B, H, T, d_k).
-        rotation: Sines and cosines of the angles, interleaved, float (T, d_k).
+        rotation: Sines and cosines of the angles, interleaved, float (T, d_k) or (B, 1, T, d_k).
 
     Returns:
         float (B, H, T, d_k), of the dtype of x; every pair is as long as before.
@@ -174,5 +192,6 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     pairs = torch.view_as_complex(
         x.to(dtype).view(*x.shape[:-1], x.size(-1) // 2, 2)
     )  # (B, H, T, d_k / 2)
-    sin, cos = rotation.to(dtype).view(len(rotation), -1, 2).unbind(-1)  # each (T, d_k / 2)
+    angles = rotation.to(dtype).view(*rotation.shape[:-1], rotation.size(-1) // 2, 2)
+    sin, cos = angles.unbind(-1)  # each (..., T, d_k / 2)
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from litseq.layers.dropout import Dropout
 from litseq.layers.recurrent import (
@@ -36,6 +37,14 @@ class RnnState(DecoderState):
 
     hidden: tuple[Tensor, ...]
     context: Tensor | None = None
+
+    def join(self, other: Self) -> Self:
+        """Puts the rows of another state behind its own."""
+        hidden = tuple(torch.cat(pair) for pair in zip(self.hidden, other.hidden, strict=True))
+        context = None
+        if self.context is not None and other.context is not None:
+            context = torch.cat([self.context, other.context])
+        return replace(self, hidden=hidden, context=context)
 
 
 def reverse_tokens(src: Tensor, src_key_padding_mask: Tensor) -> Tensor:

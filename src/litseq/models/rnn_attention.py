@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from litseq.layers.dropout import Dropout
 from litseq.layers.recurrent import (
@@ -20,7 +21,7 @@ from litseq.layers.recurrent import (
 )
 from litseq.layers.score import Score, ScoreAttention
 from litseq.models.base import ProjectingModel
-from litseq.types import DecoderState, Memory, SharingState
+from litseq.types import DecoderState, Memory, SharingState, stack_rows
 
 __all__ = ["RnnAttention", "RnnAttentionState"]
 
@@ -50,6 +51,25 @@ class RnnAttentionState(SharingState):
     def targets_each(self) -> int:
         """See ``SharingState``."""
         return self.hidden[0].size(0) // max(self.keys.size(0), 1)
+
+    def join(self, other: Self) -> Self:
+        """Puts the rows of another state behind its own; of each source, as many targets."""
+        both = self, other
+        hidden = tuple(torch.cat(pair) for pair in zip(self.hidden, other.hidden, strict=True))
+        size = max(state.keys.size(1) for state in both)
+        feed = None
+        if self.feed is not None and other.feed is not None:
+            feed = torch.cat([self.feed, other.feed])
+        return replace(
+            self,
+            hidden=hidden,
+            keys=stack_rows([state.keys for state in both], dim=1, size=size),
+            values=stack_rows([state.values for state in both], dim=1, size=size),
+            key_padding_mask=stack_rows(
+                [state.key_padding_mask for state in both], dim=1, size=size, fill=True
+            ),
+            feed=feed,
+        )
 
 
 # What some steps of the decoder give: vectors to project to the vocabulary, float (B, T, H),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, TypeVar, cast, get_args
 
 import torch
@@ -23,14 +23,14 @@ from litseq.layers.positions import (
 )
 from litseq.layers.sizes import check_dropouts, check_sizes
 from litseq.models.base import ProjectingModel
-from litseq.types import AttentionKind, DecoderState, Memory, SharingState
+from litseq.models.transformer_state import KeysValues, TransformerState
+from litseq.types import AttentionKind, DecoderState, Memory
 
 __all__ = ["Transformer", "TransformerState"]
 
 Activation = Literal["relu", "gelu", "swish"]
 CrossAttention = Literal["every_layer", "last_layer"]
 Positions = Literal["sinusoidal", "learned", "rotary", "none"]
-KeysValues = tuple[Tensor, Tensor]
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -214,6 +214,7 @@ class DecoderLayer(nn.Module):
         memory_mask: Tensor,
         past: KeysValues | None = None,
         rotation: Tensor | None = None,
+        past_mask: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Decodes a whole target at once, or one more token after ``past``.
 
@@ -223,7 +224,9 @@ class DecoderLayer(nn.Module):
                 S, d_k); (n, H, S, d_k) where each of n sources has B / n targets.
             memory_mask: bool (B, 1, 1, S) or (n, 1, 1, S); True = may attend.
             past: Keys and values of the tokens before x, each float (B, H, t, d_k).
-            rotation: Rotary positions of x, float (T, d_k).
+            rotation: Rotary positions of x, float (T, d_k) or (B, 1, T, d_k).
+            past_mask: bool (B, 1, 1, t + 1), which of those tokens, and of x, belong to a target;
+                None: all.
 
         Returns:
             float (B, T, D), and the keys and values of all tokens so far, the keys turned already.
@@ -236,9 +239,9 @@ class DecoderLayer(nn.Module):
             if past is None:
                 seen = k, v
                 return self.self_attn.attend(q, k, v, is_causal=True)
-            # the newest token may look at everything so far: no mask
+            # the newest token may look at everything of its target so far
             k, v = seen = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-            return self.self_attn.attend(q, k, v, few_queries=True)
+            return self.self_attn.attend(q, k, v, attn_mask=past_mask, few_queries=True)
 
         def cross_attention(x: Tensor) -> Tensor:
             assert self.cross_attn is not None
@@ -257,34 +260,6 @@ class DecoderLayer(nn.Module):
             x = self.cross_attn_residual(x, cross_attention)
         x = self.feed_forward_residual(x, self.feed_forward)
         return x, seen
-
-
-@dataclass(frozen=True)
-class TransformerState(SharingState):
-    """What each decoder layer has seen of n sources and of N targets, N / n for each source.
-
-    Attributes:
-        memory_keys_values: Per layer, keys and values of the source, each float (n, H, S, d_k);
-            None for a layer that never sees it.
-        memory_mask: bool (n, 1, 1, S); True = may attend.
-        past: Per layer, keys and values of the target so far, each float (N, H, t, d_k).
-    """
-
-    OF_SOURCE = ("memory_keys_values", "memory_mask")
-
-    memory_keys_values: tuple[KeysValues | None, ...]
-    memory_mask: Tensor
-    past: tuple[KeysValues, ...]
-
-    @property
-    def position(self) -> int:
-        """Number of target tokens read."""
-        return self.past[0][0].size(2)
-
-    @property
-    def targets_each(self) -> int:
-        """See ``SharingState``."""
-        return self.past[0][0].size(0) // max(self.memory_mask.size(0), 1)
 
 
 class Transformer(ProjectingModel):
@@ -438,13 +413,13 @@ class Transformer(ProjectingModel):
         else:
             nn.init.xavier_uniform_(self.output.weight)
 
-    def _embed(self, embedding: nn.Embedding, tokens: Tensor, *, start: int = 0) -> Tensor:
+    def _embed(self, embedding: nn.Embedding, tokens: Tensor, *, start: int | Tensor = 0) -> Tensor:
         x = embedding(tokens) * math.sqrt(self.d_model)  # (B, T, D), section 3.4
         embedded: Tensor = self.dropout(self.positions(x, start=start))
         return embedded
 
-    def _rotation(self, length: int, *, start: int = 0) -> Tensor | None:
-        return None if self.rotary is None else self.rotary(length, start=start)  # (T, d_k)
+    def _rotation(self, length: int, *, start: int | Tensor = 0) -> Tensor | None:
+        return None if self.rotary is None else self.rotary(length, start=start)
 
     def encode(self, src: Tensor, src_key_padding_mask: Tensor) -> Memory:
         """Runs the encoder stack; see ``Seq2SeqModel.encode``."""
@@ -486,11 +461,12 @@ class Transformer(ProjectingModel):
         assert isinstance(state, TransformerState)
         x = self._embed(self.tgt_embedding, token[:, None], start=state.position)  # (B, 1, D)
         rotation = self._rotation(1, start=state.position)
+        past_mask = state.past_mask()
         past = []
         for layer, source, before in zip(
             self.decoder_layers, state.memory_keys_values, state.past, strict=True
         ):
-            x, seen = layer(x, source, state.memory_mask, before, rotation)
+            x, seen = layer(x, source, state.memory_mask, before, rotation, past_mask)
             past.append(seen)
         logits: Tensor = self.output(self.decoder_norm(x[:, 0]))
         return logits, replace(state, past=tuple(past))
