@@ -51,9 +51,9 @@ def test_gradient_is_the_derivative(hidden, projection, labels):
 
 def test_rows_are_masked_where_they_are_not_picked(hidden, projection, labels, monkeypatch):
     """As on an accelerator, which would wait to count them."""
-    size = slice(0, 4), slice(4, 8), slice(8, 12)
     expected = projected_loss(hidden, projection, labels, label_smoothing=0.1)
-    monkeypatch.setattr(module, "_pieces", lambda *_: size)
+    monkeypatch.setattr(module, "_rows", lambda labels: slice(None))
+    monkeypatch.setitem(module._PIECE, False, 4 * V)
     found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
     torch.testing.assert_close(found, expected)
     inputs = (hidden, projection.weight, projection.bias)
@@ -131,7 +131,7 @@ def test_only_the_loss_has_a_gradient_and_only_once(hidden, projection, labels):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_training_no_gradient_is_computed(hidden, projection, labels, mode, monkeypatch):
     expected = projected_loss(hidden, projection, labels, label_smoothing=0.1)
-    monkeypatch.setattr(module, "_add", lambda grads, *_: pytest.fail("gradients were added"))
+    monkeypatch.setattr(module, "_Slopes", lambda *_: pytest.fail("gradients were added"))
     with mode():
         found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
     torch.testing.assert_close(found.loss, expected.loss.detach())
@@ -157,3 +157,33 @@ def test_nothing_to_learn_from(hidden, projection, labels):
 def test_refuses_smoothing_out_of_range(hidden, projection, labels, value):
     with pytest.raises(ValueError, match=f"got {value}"):
         projected_loss(hidden, projection, labels, label_smoothing=value)
+
+
+@pytest.mark.parametrize("num_rows", [64, 400, 448])  # of which pieces of 64 are made
+def test_the_fast_kernels_of_float32(num_rows, monkeypatch):
+    monkeypatch.setitem(module._PIECE, True, 64 * V)
+    hidden = torch.randn(num_rows, D, requires_grad=True)
+    projection, labels = nn.Linear(D, V), torch.randint(V, (num_rows,))
+    labels[::7] = -100
+    inputs = (hidden, projection.weight, projection.bias)
+    found, expected = (
+        loss.loss
+        for loss in (
+            projected_loss(hidden, projection, labels, label_smoothing=0.1),
+            token_loss(projection(hidden), labels, label_smoothing=0.1),
+        )
+    )
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(x, inputs) for x in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_without_a_chance():
+    """Its probability is too small for float32, its logarithm is not."""
+    projection = nn.Linear(1, 3)
+    projection.weight.data = torch.tensor([[0.0], [300.0], [299.0]])
+    projection.bias.data.zero_()
+    hidden, labels = torch.ones(1, 1), torch.tensor([0])
+    found = projected_loss(hidden, projection, labels)
+    torch.testing.assert_close(found, token_loss(projection(hidden), labels))
+    assert found.loss.item() > 299

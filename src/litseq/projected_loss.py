@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from litseq.layers.linear import Linear
+from litseq.layers.linear import Linear, Packing
 from litseq.losses import (
     IGNORE,
     TokenLoss,
@@ -90,27 +90,37 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             torch.zeros_like(x, dtype=compute_dtype(x)) if needed and trains else None
             for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
+        rows = _rows(labels)
+        counts = labels[rows] != IGNORE
+        y = labels[rows].masked_fill(~counts, 0)[:, None]
         with torch.autocast(hidden.device.type, enabled=False):
-            w, b = weight.to(dtype), bias.to(dtype)
+            h = hidden[rows].to(dtype)
+            product = _Product(weight, bias, dtype)
+            slopes = _Slopes(grads, product) if any(x is not None for x in grads) else None
             # the mean of all logits is the product with the mean of all rows
             mean_w, mean_b = (x.mean(0, dtype=compute_dtype(x)) for x in (weight, bias))
-            sums = mean_b.new_zeros(2)
-            for rows in _pieces(labels, len(weight)):
-                h, y = hidden[rows].to(dtype), labels[rows]
-                counts = y != IGNORE
-                y = y.masked_fill(~counts, 0)[:, None]
-                z = F.linear(h, w, b)  # (n, V)
-                chosen = z.gather(-1, y)[:, 0]
-                log_probs = z.log_softmax(-1, dtype=compute_dtype(z))
-                log_prob = log_probs.gather(-1, y)[:, 0]
-                # of a target that is spread evenly: the normaliser less the mean logit
-                even = chosen - log_prob - (h.to(mean_w.dtype) @ mean_w + mean_b)
-                sums += torch.stack((-log_prob, even)).masked_fill(~counts, 0).sum(1)
-                if any(grad is not None for grad in grads):
-                    slope = log_probs.exp_().sub_(label_smoothing / len(weight))
-                    slope.scatter_add_(-1, y, slope.new_full(y.shape, label_smoothing - 1))
-                    slope.mul_(counts[:, None])
-                    _add(grads, rows, slope.to(dtype), h, w)
+            target = mean_b.new_full(y.shape, label_smoothing - 1)
+            found = []
+            size = _piece_size(len(weight), on_cpu=isinstance(rows, Tensor))
+            pieces = (torch.split(x, size) for x in (h, y, target, counts))
+            for h_piece, *piece in zip(*pieces, strict=True):
+                z = product(h_piece)  # (n, V)
+                probs = z.softmax(-1, dtype=compute_dtype(z))
+                chosen = z.gather(-1, piece[0])[:, 0]
+                found.append((chosen, z.amax(-1), probs.amax(-1)))
+                if slopes is not None:
+                    slope = probs.scatter_add_(-1, *piece[:2])
+                    if isinstance(rows, slice):
+                        slope.mul_(piece[2][:, None])
+                    slopes.add(h_piece, slope.to(dtype))
+            chosen, top, top_prob = (torch.cat(x) for x in zip(*found, strict=True))
+            # the normaliser, from the most probable token, whose logarithm is exact
+            log_norm = top - top_prob.log()
+            # of a target that is spread evenly: the normaliser less the mean logit
+            even = log_norm - (h.to(mean_w.dtype) @ mean_w + mean_b)
+            sums = torch.stack((log_norm - chosen, even)).masked_fill(~counts, 0).sum(1)
+            if slopes is not None:
+                slopes.finish(h, rows, counts, mean_w, label_smoothing)
         ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         ctx.save_for_backward(*grads)
         nll, even = sums[0].clone(), sums[1]
@@ -132,25 +142,79 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def _pieces(labels: Tensor, vocab_size: int) -> list[Tensor | slice]:
-    """Rows that are computed together: those with a label, or all where counting would wait."""
-    on_cpu = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+def _rows(labels: Tensor) -> Tensor | slice:
+    """Those with a label; all, where counting them would wait."""
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        return (labels != IGNORE).nonzero()[:, 0]
+    return slice(None)
+
+
+def _piece_size(vocab_size: int, *, on_cpu: bool) -> int:
+    """How many rows are computed together; on a CPU, so many that few kernels are planned."""
     size = max(1, _PIECE[on_cpu] // vocab_size)
-    if on_cpu:
-        return list(torch.split((labels != IGNORE).nonzero()[:, 0], size))
-    return [slice(first, first + size) for first in range(0, len(labels), size)]
+    return size - size % 64 if on_cpu and size > 64 else size
 
 
-def _add(
-    grads: list[Tensor | None], rows: Tensor | slice, slope: Tensor, h: Tensor, w: Tensor
-) -> None:
-    """Adds what some rows give, from the gradient of their logits, (n, V)."""
-    of_hidden, of_weight, of_bias = grads
-    if of_hidden is not None:
-        of_hidden[rows] = (slope @ w).to(of_hidden.dtype)
-    if of_weight is not None and of_weight.dtype == slope.dtype:
-        of_weight.addmm_(slope.T, h)
-    elif of_weight is not None:
-        of_weight += slope.T @ h
-    if of_bias is not None:
-        of_bias += slope.sum(0, dtype=of_bias.dtype)
+class _Product:
+    """The projection and its transpose, by the fastest kernels of the processor."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        self._given = weight, bias
+        self._cast = weight.to(dtype), bias.to(dtype)
+        self._packing = Packing()
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """Gives logits, (n, V), of (n, D)."""
+        if self._packing.takes(h, self._given[0]):
+            return self._packing.product(h, *self._given)
+        return F.linear(h, *self._cast)
+
+    def back(self, slope: Tensor) -> Tensor:
+        """Gives the gradient of (n, D) from that of logits, (n, V)."""
+        if self._packing.takes(slope, self._given[0]):
+            return self._packing.product_back(slope, self._given[0])
+        return slope @ self._cast[0]
+
+
+class _Slopes:
+    """Gradients that are added up piece by piece.
+
+    Args:
+        grads: Of hidden, weight and bias, each to be written into, or None.
+        product: The projection.
+    """
+
+    def __init__(self, grads: list[Tensor | None], product: _Product) -> None:
+        self._of_hidden, self._of_weight, self._of_bias = grads
+        self._of_rows: list[Tensor] = []
+        self._product = product
+
+    def add(self, h: Tensor, slope: Tensor) -> None:
+        """Adds what some rows give, float (n, D), from the gradient of their logits, (n, V)."""
+        of_weight = self._of_weight
+        if self._of_hidden is not None:
+            self._of_rows.append(self._product.back(slope))
+        if of_weight is not None and of_weight.dtype == slope.dtype:
+            of_weight.addmm_(slope.T, h)
+        elif of_weight is not None:
+            of_weight += slope.T @ h
+        if self._of_bias is not None:
+            self._of_bias += slope.sum(0, dtype=self._of_bias.dtype)
+
+    def finish(
+        self,
+        h: Tensor,
+        rows: Tensor | slice,
+        counts: Tensor,
+        mean_w: Tensor,
+        label_smoothing: float,
+    ) -> None:
+        """Takes away the share of each target that is spread over all tokens, the same of each."""
+        if self._of_hidden is not None:
+            spread = label_smoothing * mean_w * counts[:, None]
+            self._of_hidden[rows] = torch.cat(self._of_rows).to(spread.dtype) - spread
+        if self._of_weight is not None:
+            each = label_smoothing / len(self._of_weight)
+            self._of_weight -= each * (h * counts[:, None]).sum(0, dtype=mean_w.dtype)
+        if self._of_bias is not None:
+            self._of_bias -= label_smoothing / len(self._of_bias) * counts.sum()

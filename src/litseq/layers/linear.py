@@ -96,7 +96,9 @@ class Packing:
             and (self.int8 or (bool(torch.backends.mkldnn.enabled) and _has_float32()))
         )
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None) -> Tensor:
+    def product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None = None
+    ) -> Tensor:
         """Computes what ``linear`` says."""
         key = id(weight), id(bias), rows and (rows.start, rows.stop, rows.step)
         flat = x.flatten(0, -2)
@@ -114,6 +116,13 @@ class Packing:
         multiply = _multiply_int8 if self.int8 else _multiply_float32
         y = multiply(flat, self._packed[key][1])
         return y.view(*x.shape[:-1], y.size(-1))
+
+    def product_back(self, y: Tensor, weight: Tensor) -> Tensor:
+        """Computes ``y @ weight``, (R, N) by (N, K), in float32, not packed for it."""
+        if y.size(0) % 64:  # kernels are planned for few numbers of rows
+            return y @ weight
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(y, weight.t(), None, "none", [], "")
+        return found
 
 
 _in_use: ContextVar[Packing | None] = ContextVar("_in_use", default=None)
