@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ class Dropout(nn.Dropout):
 
     torch draws one there for each element. Sixteen bits say as well whether it stays: the share
     that is dropped differs from ``p`` by less than 1 in 100,000, and the scale is that of the
-    share. Draws come from torch's generator, so seeds and checkpoints mean what they always do. On
-    other devices, and compiled, it is torch's own, which is fast there.
+    share. The bits are of numpy's SFC64, whose seed is drawn from torch's generator each time, so
+    seeds and checkpoints mean what they always do. On other devices, and compiled, it is torch's
+    own, which is fast there.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,6 +31,15 @@ class Dropout(nn.Dropout):
         if not self._is_fast(x):
             return super().forward(x)
         return x * self._factors(x)
+
+    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Gives ``residual + self(x)``, both float of one shape; hooks are then not called."""
+        y: Tensor
+        if not self._is_fast(x) or residual.dtype != x.dtype or residual.shape != x.shape:
+            y = residual + self(x)
+            return y
+        y = _AddedDropout.apply(residual, x, self._kept(x), self._scale)  # type: ignore[no-untyped-call]
+        return y
 
     def after_relu(self, x: Tensor) -> Tensor:
         """Gives ``self(relu(x))``; on a CPU, of which training then keeps the result alone.
@@ -59,11 +70,42 @@ class Dropout(nn.Dropout):
 
     def _factors(self, x: Tensor) -> Tensor:
         """Draws what the elements of x are multiplied by: 0, or one over the share that stays."""
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-        bits.random_(-(2**63), None)  # all 64 bits
-        draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = torch.ge(draws, self._dropped - _VALUES // 2, out=torch.empty_like(x))  # 0 or 1
-        return kept.mul_(self._scale)
+        return self._kept(x).mul_(self._scale)
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """Draws which elements of x stay, 0 or 1, of the dtype of x."""
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        bits = np.random.Generator(np.random.SFC64(seed)).integers(
+            2**64, size=-(-x.numel() // 4), dtype=np.uint64
+        )
+        draws = torch.from_numpy(bits.view(np.int16))[: x.numel()].view(x.shape)
+        return torch.ge(draws, self._dropped - _VALUES // 2, out=torch.empty_like(x))
+
+
+class _AddedDropout(torch.autograd.Function):
+    """Dropout, and then a sum."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch keeps it opaque
+        residual: Tensor,
+        x: Tensor,
+        kept: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Returns residual + scale * x * kept."""
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return torch.addcmul(residual, x, kept, value=scale)
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, Tensor, None, None]:
+        """Passes all to the residual, and what belongs to an element that stayed."""
+        (kept,) = ctx.saved_tensors
+        return grad, (grad * kept).mul_(ctx.scale), None, None
 
 
 class _ReluDropout(torch.autograd.Function):

@@ -1,9 +1,9 @@
-"""Linear maps whose weights a search lays out once, as the fastest kernels want them."""
+"""Linear maps by the fastest kernels: weights that a search lays out once, and training."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from litseq.layers.rows import is_trained_on_cpu
 
 __all__ = ["Linear", "Packing", "linear", "packed_weights"]
 
@@ -21,7 +24,7 @@ _ROWS_TO_PACK = 256
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``, and a faster one within ``packed_weights``."""
+    """``torch.nn.Linear``, on a CPU faster: within ``packed_weights``, and in training."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps float (..., K) to float (..., N)."""
@@ -42,6 +45,9 @@ def linear(
     packing = None if torch.compiler.is_compiling() else _in_use.get()
     if packing is not None and packing.takes(x, weight):
         return packing.product(x, weight, bias, rows)
+    if _is_trained_by_onednn(x, weight):
+        y: Tensor = _Trained.apply(x, weight, bias, rows)  # type: ignore[no-untyped-call]
+        return y
     if rows is not None:
         weight, bias = weight[rows], None if bias is None else bias[rows]
     return F.linear(x, weight, bias)
@@ -166,6 +172,75 @@ def _multiply_float32(x: Tensor, packed: Float32) -> Tensor:
     x = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y[:num_rows]
+
+
+# ---- float32, in training ----
+
+
+def _is_trained_by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether x comes in a number of rows that many batches have (``litseq.layers.rows``)."""
+    return (
+        x.dim() == 2
+        and is_trained_on_cpu(x)
+        and x.dtype == weight.dtype == torch.float32
+        and type(weight) in (Tensor, nn.Parameter)
+        and len(x) >= _ROWS_TO_PACK
+        and len(x) % 64 == 0
+        and not torch.is_autocast_enabled("cpu")
+        and bool(torch.backends.mkldnn.enabled)
+        and _has_float32()
+    )
+
+
+class _Trained(torch.autograd.Function):
+    """``F.linear``, by oneDNN, but for the gradient of the weight, where it is slower."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch keeps it opaque
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: slice | None,
+    ) -> Tensor:
+        """Maps (R, K) to (R, N)."""
+        ctx.save_for_backward(x, weight)
+        ctx.rows = slice(None) if rows is None else rows
+        ctx.bias_size = 0 if bias is None else len(bias)
+        bias = None if bias is None else bias[ctx.rows]
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.contiguous(), weight[ctx.rows], bias, "none", [], ""
+        )
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """Gives the gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        of_x, of_weight, of_bias = None, None, None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.ops.mkldnn._linear_pointwise(
+                grad, weight[ctx.rows].t(), None, "none", [], ""
+            )
+        if ctx.needs_input_grad[1]:
+            of_weight = _filled(weight.shape, ctx.rows, grad.t() @ x)
+        if ctx.needs_input_grad[2]:
+            of_bias = _filled((ctx.bias_size,), ctx.rows, grad.sum(0))
+        return of_x, of_weight, of_bias, None
+
+
+def _filled(shape: Sequence[int], rows: slice, values: Tensor) -> Tensor:
+    """Values in the rows that they are of, zeros elsewhere."""
+    if len(values) == shape[0]:
+        return values
+    filled = values.new_zeros(shape)
+    filled[rows] = values
+    return filled
 
 
 # ---- int8 ----

@@ -15,6 +15,7 @@ from litseq.layers.dropout import Dropout
 from litseq.layers.linear import Linear, linear
 from litseq.layers.masks import causal_mask
 from litseq.layers.positions import rotate
+from litseq.layers.rows import Size, join_heads, split_heads
 from litseq.types import AttentionKind
 
 __all__ = ["DotProductAttention", "MultiheadAttention", "attention_weights"]
@@ -186,30 +187,35 @@ class MultiheadAttention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def _project(self, x: Tensor, start: int, end: int) -> tuple[Tensor, ...]:
-        rows = slice(start * self.d_model, end * self.d_model)
-        y = linear(x, self.in_proj_weight, self.in_proj_bias, rows=rows)  # (B, T, n D)
-        y = y.view(*x.shape[:2], end - start, self.num_heads, self.head_dim)
-        return y.permute(2, 0, 3, 1, 4).unbind(0)  # n times (B, H, T, d_k)
+    def _project(self, x: Tensor, start: int, end: int, size: Size | None) -> tuple[Tensor, ...]:
+        if size is None:
+            x, size = x.flatten(0, 1), (x.size(0), x.size(1))
+        part = slice(start * self.d_model, end * self.d_model)
+        y = linear(x, self.in_proj_weight, self.in_proj_bias, rows=part)  # (R, n D)
+        return split_heads(y, size, parts=end - start, num_heads=self.num_heads)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """Projects x, float (B, T, D), to queries, float (B, H, T, d_k)."""
-        return self._project(x, 0, 1)[0]
+    def queries(self, x: Tensor, size: Size | None = None) -> Tensor:
+        """Projects x, float (B, T, D), to queries, float (B, H, T, d_k).
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        Here and below, x may come as rows, float (R, D), of which ``size`` is (B, T)
+        (``litseq.layers.rows``).
+        """
+        return self._project(x, 0, 1, size)[0]
+
+    def keys_values(self, x: Tensor, size: Size | None = None) -> tuple[Tensor, Tensor]:
         """Projects x, float (B, S, D), to keys and values, each float (B, H, S, d_k)."""
-        k, v = self._project(x, 1, 3)
+        k, v = self._project(x, 1, 3, size)
         return k, v
 
     def queries_keys_values(
-        self, x: Tensor, rotation: Tensor | None = None
+        self, x: Tensor, rotation: Tensor | None = None, size: Size | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Projects x, float (B, T, D), to all three in one product.
 
         A rotation, float (T, d_k), turns queries and keys by their positions
         (``litseq.layers.positions.rotate``).
         """
-        q, k, v = self._project(x, 0, 3)
+        q, k, v = self._project(x, 0, 3, size)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         return q, k, v
@@ -223,6 +229,7 @@ class MultiheadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         few_queries: bool = False,
+        num_rows: int | None = None,
     ) -> Tensor:
         """Weighs the values, joins the heads and projects back.
 
@@ -233,18 +240,20 @@ class MultiheadAttention(nn.Module):
             attn_mask: bool, broadcasts to (B, H, T, S); True = may attend.
             is_causal: Lets query t attend to keys 0 to t; excludes ``attn_mask``.
             few_queries: Whether T is small, as in a step of generation.
+            num_rows: R, to get the output as so many rows.
 
         Returns:
-            float (B, T, D).
+            float (B, T, D), or (R, D).
         """
         heads = self.product(
             q, k, v, attn_mask=attn_mask, is_causal=is_causal, few_queries=few_queries
         )
-        return self._join(heads)
+        return self._join(heads, num_rows)
 
-    def _join(self, heads: Tensor) -> Tensor:
-        joined: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, T, D)
-        return joined
+    def _join(self, heads: Tensor, num_rows: int | None = None) -> Tensor:
+        batch, _, length, _ = heads.shape
+        rows: Tensor = self.out_proj(join_heads(heads, num_rows or batch * length))
+        return rows if num_rows is not None else rows.view(batch, length, self.d_model)
 
     def forward(
         self,

@@ -21,6 +21,7 @@ from litseq.layers.positions import (
     RotaryPositions,
     SinusoidalPositions,
 )
+from litseq.layers.rows import Size, from_rows, to_rows
 from litseq.layers.sizes import check_dropouts, check_sizes
 from litseq.models.base import ProjectingModel
 from litseq.models.transformer_state import KeysValues, TransformerState
@@ -67,11 +68,11 @@ class FeedForward(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps float (B, T, D) to float (B, T, D)."""
-        inner = self.linear1(x)  # (B, T, dim_feedforward), or twice that with a gate
+        """Maps float (..., D) to float (..., D)."""
+        inner = self.linear1(x)  # (..., dim_feedforward), or twice that with a gate
         if self.gated:
             gate, value = inner.chunk(2, dim=-1)
-            inner = self.dropout(self.activation(gate) * value)  # (B, T, dim_feedforward)
+            inner = self.dropout(self.activation(gate) * value)  # (..., dim_feedforward)
         elif self.activation is F.relu:
             inner = self.dropout.after_relu(inner)
         else:
@@ -103,12 +104,12 @@ class Residual(nn.Module):
         self.norm_first = norm_first
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Runs the sub-layer on float (B, T, D)."""
+        """Runs the sub-layer on float (..., D)."""
         y: Tensor
         if self.norm_first:
-            y = x + self.dropout(sublayer(self.norm(x)))
+            y = self.dropout.added_to(x, sublayer(self.norm(x)))
         else:
-            y = self.norm(x + self.dropout(sublayer(x)))
+            y = self.norm(self.dropout.added_to(x, sublayer(x)))
         return y
 
 
@@ -143,18 +144,21 @@ class EncoderLayer(nn.Module):
         self.self_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
 
-    def forward(self, x: Tensor, attn_mask: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """Maps float (B, S, D) to float (B, S, D).
+    def forward(
+        self, x: Tensor, attn_mask: Tensor, size: Size, rotation: Tensor | None = None
+    ) -> Tensor:
+        """Maps float (R, D) to float (R, D).
 
         Args:
-            x: float (B, S, D).
+            x: Positions of the sources as rows, float (R, D) (``litseq.layers.rows``).
             attn_mask: bool (B, 1, 1, S); True = may attend.
+            size: (B, S).
             rotation: Rotary positions of x, float (S, d_k).
         """
 
         def self_attention(x: Tensor) -> Tensor:
-            q, k, v = self.self_attn.queries_keys_values(x, rotation)
-            return self.self_attn.attend(q, k, v, attn_mask=attn_mask)
+            q, k, v = self.self_attn.queries_keys_values(x, rotation, size)
+            return self.self_attn.attend(q, k, v, attn_mask=attn_mask, num_rows=len(x))
 
         x = self.self_attn_residual(x, self_attention)
         y: Tensor = self.feed_forward_residual(x, self.feed_forward)
@@ -203,15 +207,19 @@ class DecoderLayer(nn.Module):
             self.cross_attn_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
         self.feed_forward_residual = Residual(d_model, dropout=dropout, norm_first=norm_first)
 
-    def keys_values(self, memory: Tensor) -> KeysValues | None:
-        """Projects the encoder's output, float (B, S, D), for the cross-attention, if any."""
-        return None if self.cross_attn is None else self.cross_attn.keys_values(memory)
+    def keys_values(self, memory: Tensor, size: Size | None = None) -> KeysValues | None:
+        """Projects the encoder's output for the cross-attention, if any.
+
+        It is float (B, S, D), or (R, D) and of the size (B, S).
+        """
+        return None if self.cross_attn is None else self.cross_attn.keys_values(memory, size)
 
     def forward(
         self,
         x: Tensor,
         memory_keys_values: KeysValues | None,
         memory_mask: Tensor,
+        size: Size,
         past: KeysValues | None = None,
         rotation: Tensor | None = None,
         past_mask: Tensor | None = None,
@@ -219,41 +227,43 @@ class DecoderLayer(nn.Module):
         """Decodes a whole target at once, or one more token after ``past``.
 
         Args:
-            x: float (B, T, D); T is 1 when ``past`` is given.
+            x: Positions of the targets as rows, float (R, D); T is 1 when ``past`` is given.
             memory_keys_values: What ``keys_values`` made of the encoder's output, each float (B, H,
                 S, d_k); (n, H, S, d_k) where each of n sources has B / n targets.
             memory_mask: bool (B, 1, 1, S) or (n, 1, 1, S); True = may attend.
+            size: (B, T).
             past: Keys and values of the tokens before x, each float (B, H, t, d_k).
             rotation: Rotary positions of x, float (T, d_k) or (B, 1, T, d_k).
             past_mask: bool (B, 1, 1, t + 1), which of those tokens, and of x, belong to a target;
                 None: all.
 
         Returns:
-            float (B, T, D), and the keys and values of all tokens so far, the keys turned already.
+            float (R, D), and the keys and values of all tokens so far, the keys turned already.
         """
         seen: KeysValues
 
         def self_attention(x: Tensor) -> Tensor:
             nonlocal seen
-            q, k, v = self.self_attn.queries_keys_values(x, rotation)
+            q, k, v = self.self_attn.queries_keys_values(x, rotation, size)
             if past is None:
                 seen = k, v
-                return self.self_attn.attend(q, k, v, is_causal=True)
+                return self.self_attn.attend(q, k, v, is_causal=True, num_rows=len(x))
             # the newest token may look at everything of its target so far
             k, v = seen = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-            return self.self_attn.attend(q, k, v, attn_mask=past_mask, few_queries=True)
+            return self.self_attn.attend(
+                q, k, v, attn_mask=past_mask, few_queries=True, num_rows=len(x)
+            )
 
         def cross_attention(x: Tensor) -> Tensor:
             assert self.cross_attn is not None
             assert memory_keys_values is not None
             k, v = memory_keys_values
             # several targets of one source ask together, as if they were one target's positions
-            asked = x if x.size(0) == k.size(0) else x.view(k.size(0), -1, x.size(-1))
-            found = self.cross_attn.attend(
-                self.cross_attn.queries(asked), k, v, attn_mask=memory_mask,
-                few_queries=past is not None,
-            )  # fmt: skip
-            return found.view_as(x)
+            each = size[0] * size[1] // max(len(k), 1)
+            q = self.cross_attn.queries(x, (len(k), each))
+            return self.cross_attn.attend(
+                q, k, v, attn_mask=memory_mask, few_queries=past is not None, num_rows=len(x)
+            )
 
         x = self.self_attn_residual(x, self_attention)
         if self.cross_attn is not None:
@@ -423,12 +433,14 @@ class Transformer(ProjectingModel):
 
     def encode(self, src: Tensor, src_key_padding_mask: Tensor) -> Memory:
         """Runs the encoder stack; see ``Seq2SeqModel.encode``."""
-        x = self._embed(self.src_embedding, src)
+        size = src.size(0), src.size(1)
+        x = to_rows(self._embed(self.src_embedding, src))
         attn_mask = padding_to_attention_mask(src_key_padding_mask)
         rotation = self._rotation(src.size(1))
         for layer in self.encoder_layers:
-            x = layer(x, attn_mask, rotation)
-        return Memory(output=self.encoder_norm(x), key_padding_mask=src_key_padding_mask)
+            x = layer(x, attn_mask, size, rotation)
+        output = from_rows(self.encoder_norm(x), size)
+        return Memory(output=output, key_padding_mask=src_key_padding_mask)
 
     def init_state(self, memory: Memory) -> TransformerState:
         """Projects the memory once for every decoder layer; see ``Seq2SeqModel.init_state``."""
@@ -448,27 +460,30 @@ class Transformer(ProjectingModel):
 
     def decode_hidden(self, tgt_in: Tensor, memory: Memory) -> Tensor:
         """Runs the decoder stack over a whole target, float (B, T, D)."""
-        x = self._embed(self.tgt_embedding, tgt_in)
+        size = tgt_in.size(0), tgt_in.size(1)
+        src_size = memory.output.size(0), memory.output.size(1)
+        x, source = to_rows(self._embed(self.tgt_embedding, tgt_in)), to_rows(memory.output)
         memory_mask = padding_to_attention_mask(memory.key_padding_mask)
         rotation = self._rotation(tgt_in.size(1))
         for layer in self.decoder_layers:
-            x, _ = layer(x, layer.keys_values(memory.output), memory_mask, rotation=rotation)
-        normed: Tensor = self.decoder_norm(x)
-        return normed
+            keys_values = layer.keys_values(source, src_size)
+            x, _ = layer(x, keys_values, memory_mask, size, rotation=rotation)
+        return from_rows(self.decoder_norm(x), size)
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, TransformerState]:
         """Runs the decoder stack for one token; see ``Seq2SeqModel.step``."""
         assert isinstance(state, TransformerState)
-        x = self._embed(self.tgt_embedding, token[:, None], start=state.position)  # (B, 1, D)
+        size = len(token), 1
+        x = to_rows(self._embed(self.tgt_embedding, token[:, None], start=state.position))  # (B, D)
         rotation = self._rotation(1, start=state.position)
         past_mask = state.past_mask()
         past = []
         for layer, source, before in zip(
             self.decoder_layers, state.memory_keys_values, state.past, strict=True
         ):
-            x, seen = layer(x, source, state.memory_mask, before, rotation, past_mask)
+            x, seen = layer(x, source, state.memory_mask, size, before, rotation, past_mask)
             past.append(seen)
-        logits: Tensor = self.output(self.decoder_norm(x[:, 0]))
+        logits: Tensor = self.output(from_rows(self.decoder_norm(x), size)[:, 0])
         return logits, replace(state, past=tuple(past))
 
 

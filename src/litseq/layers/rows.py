@@ -1,0 +1,130 @@
+"""Positions of a batch as rows of one matrix, which layers read without asking whose they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Size", "from_rows", "is_trained_on_cpu", "join_heads", "split_heads", "to_rows"]
+
+Size = tuple[int, int]
+"""Sequences and positions of each, (B, T)."""
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """Puts the positions of float (B, T, D) into rows, float (R, D), R at least B T.
+
+    In training on a CPU there may be more rows than positions, zeros: hardly two batches of text
+    have the same shape, and oneDNN plans its kernels anew for each number of rows.
+    """
+    rows = x.flatten(0, 1)
+    more = _round_up(len(rows)) - len(rows)
+    if more and is_trained_on_cpu(x):
+        rows = F.pad(rows, (0, 0, 0, more))
+    return rows
+
+
+def from_rows(rows: Tensor, size: Size) -> Tensor:
+    """Undoes ``to_rows``: float (B, T, D)."""
+    batch, length = size
+    if len(rows) > batch * length:
+        rows = rows[: batch * length]
+    return rows.view(batch, length, rows.size(-1))
+
+
+def split_heads(rows: Tensor, size: Size, *, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """Takes what stands side by side in rows apart: float (R, parts H d) to parts (B, H, T, d)."""
+    if is_trained_on_cpu(rows):
+        found: tuple[Tensor, ...] = _SplitHeads.apply(rows, size, parts, num_heads)  # type: ignore[no-untyped-call]
+        return found
+    return _heads(rows, size, parts, num_heads).unbind(0)
+
+
+def join_heads(heads: Tensor, num_rows: int) -> Tensor:
+    """Puts the heads of each position side by side: float (B, H, T, d) to (R, H d)."""
+    if is_trained_on_cpu(heads):
+        rows: Tensor = _JoinHeads.apply(heads, num_rows)  # type: ignore[no-untyped-call]
+        return rows
+    return heads.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def is_trained_on_cpu(x: Tensor) -> bool:
+    """Whether kernels that are planned, and gradients that are written out, pay for this."""
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _round_up(num_rows: int) -> int:
+    """To one of 32 numbers between powers of 2, at most a 32nd more; few rows are left alone."""
+    if num_rows < 512:
+        return num_rows
+    step = max(64, 1 << (num_rows.bit_length() - 6))
+    return -(-num_rows // step) * step
+
+
+def _heads(rows: Tensor, size: Size, parts: int, num_heads: int) -> Tensor:
+    batch, length = size
+    shape = batch, length, parts, num_heads, rows.size(-1) // (parts * num_heads)
+    return rows[: batch * length].view(shape).permute(2, 0, 3, 1, 4)  # (parts, B, H, T, d)
+
+
+class _SplitHeads(torch.autograd.Function):
+    """One copy forward, one backward, where autograd makes two."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch keeps it opaque
+        rows: Tensor,
+        size: Size,
+        parts: int,
+        num_heads: int,
+    ) -> tuple[Tensor, ...]:
+        """Returns each part by itself, contiguous."""
+        ctx.shape, ctx.size = rows.shape, size
+        return _heads(rows, size, parts, num_heads).contiguous().unbind(0)
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        *grads: Tensor,
+    ) -> tuple[Tensor, None, None, None]:
+        """Puts the gradients side by side again."""
+        of_rows = grads[0].new_empty(ctx.shape)
+        heads = _heads(of_rows, ctx.size, len(grads), grads[0].size(1))
+        for part, grad in zip(heads.unbind(0), grads, strict=True):
+            part.copy_(grad)
+        of_rows[ctx.size[0] * ctx.size[1] :].zero_()
+        return of_rows, None, None, None
+
+
+class _JoinHeads(torch.autograd.Function):
+    """The same the other way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        heads: Tensor,
+        num_rows: int,
+    ) -> Tensor:
+        """Returns rows, those beyond the positions zero."""
+        batch, ctx.num_heads, length, width = heads.shape
+        ctx.size = batch, length
+        rows = heads.new_empty(num_rows, ctx.num_heads * width)
+        _heads(rows, ctx.size, 1, ctx.num_heads)[0].copy_(heads)
+        rows[batch * length :].zero_()
+        return rows
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None]:
+        """Takes the gradients of the heads apart again, contiguous."""
+        return _heads(grad, ctx.size, 1, ctx.num_heads)[0].contiguous(), None
