@@ -4,9 +4,9 @@
     python scripts/benchmark_shapes.py --record        # writes docs/performance.md too
 
 ``benchmark.py`` repeats its batches, so that what is planned for a shape is planned before the
-clock starts. Here each batch of an epoch comes once: products of oneDNN, which are those of
-bfloat16, pay for a plan of each shape, and the plans scatter the memory between them. Each way is a
-process of its own, one after another.
+clock starts. Here each batch of an epoch comes once: oneDNN plans its products for each number of
+rows, and the plans scatter the memory between them. So litseq rounds these numbers up; here it is
+compared with itself without. Each way is a process of its own, one after another.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 import benchmark
 import benchmark_worker as worker
 from doc_tables import markdown
 from litseq.heap import give_back
+from litseq.layers import rows as layer_rows
 
-WAYS = {
-    "float32": ("32-true", False, False),
-    "float32, products by oneDNN": ("32-true", True, False),
-    "bfloat16": ("bf16-mixed", False, False),
-    "bfloat16, freed memory given back every 10 s": ("bf16-mixed", False, True),
+WAYS = {  # precision, whether rows are rounded up, whether memory is given back
+    "float32": ("32-true", True, False),
+    "float32, rows as they are": ("32-true", False, False),
+    "bfloat16": ("bf16-mixed", True, False),
+    "bfloat16, rows as they are": ("bf16-mixed", False, False),
+    "bfloat16, freed memory given back every 10 s": ("bf16-mixed", True, True),
 }
 EVERY = 10.0  # seconds; Seq2Seq waits for 30
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains the small Transformer on so many batches, each once."""
-    precision, onednn, gives_back = WAYS[args.way]
+    precision, rounds, gives_back = WAYS[args.way]
     torch.set_num_threads(args.threads)
     asked = argparse.Namespace(
         train=args.train, size="small", max_tokens=4096, batches=args.batches, same_batches=True,
@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     work = benchmark.train_work(asked, Path())
     batches = work["batches"]["litseq"]
     torch.manual_seed(0)
-    if onednn:
-        F.linear = _linear
+    if not rounds:
+        layer_rows._round_up = lambda num_rows: num_rows
     step = worker.litseq(work | {"batches": None})
     gave_back = begin = time.perf_counter()
     for batch in batches:
@@ -112,34 +112,6 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         ]
         for way, found in result["ways"].items()
     ]  # fmt: skip
-
-
-# ---- F.linear by oneDNN in float32, forward and for the input's gradient ----
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y: Tensor = _OneDnnLinear.apply(x, weight, bias)
-    return y
-
-
-class _OneDnnLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return _product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # noqa: ANN401
-        x, weight = ctx.saved_tensors
-        flat = grad.flatten(0, -2)
-        of_weight = flat.T @ x.flatten(0, -2)  # slower by oneDNN
-        return _product(grad, weight.T, None), of_weight, flat.sum(0) if ctx.has_bias else None
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -315,17 +315,23 @@ TRAINEES: dict[str, Callable[[Work], Callable[..., dict[str, Any]]]] = {
 # ---- translating ----
 
 
-def searches(translate: Callable[[Any], list[list[int]]], work: Work) -> Callable[..., Any]:
+def searches(
+    translate: Callable[[Sequence[Tensor]], list[list[int]]], work: Work
+) -> Callable[..., Any]:
     """Translates all batches; counts the tokens that came out, EOS included."""
 
     def run() -> dict[str, Any]:
         begin = time.perf_counter()
         with torch.inference_mode(), autocast(work):
-            found = [translate(src) for src in work["sources"]]
-        seconds = time.perf_counter() - begin
-        return {"seconds": seconds, "outputs": [ids for batch in found for ids in batch]}
+            found = translate(work["sources"])
+        return {"seconds": time.perf_counter() - begin, "outputs": found}
 
     return run
+
+
+def each(translate: Callable[[Tensor], list[list[int]]]) -> Callable[..., list[list[int]]]:
+    """Lets somebody translate batch after batch."""
+    return lambda sources: [ids for src in sources for ids in translate(src)]
 
 
 def options_of(work: Work) -> Any:  # noqa: ANN401 - litseq's SearchOptions
@@ -348,9 +354,9 @@ def litseq_search(*, int8: bool = False) -> Callable[[Work], Callable[..., dict[
         assert translator is not None
         options = options_of(work)
 
-        def translate(src: Tensor) -> list[list[int]]:
-            batch = {"input_ids": src, "attention_mask": (src != 0).long()}
-            return [list(found[0].tokens) for found in translator.search(batch, options)]
+        def translate(sources: Sequence[Tensor]) -> list[list[int]]:
+            batches = ({"input_ids": src, "attention_mask": (src != 0).long()} for src in sources)
+            return [list(found[0].tokens) for found in translator.search_all(batches, options)]
 
         return searches(translate, work)
 
@@ -371,7 +377,7 @@ def marian_search(work: Work) -> Callable[..., dict[str, Any]]:
         rows = found[:, 1:].tolist()
         return [row[: row.index(3) + 1] if 3 in row else row for row in rows]
 
-    return searches(translate, work)
+    return searches(each(translate), work)
 
 
 def ctranslate2_search(folder: str) -> Callable[[Work], Callable[..., dict[str, Any]]]:
@@ -394,7 +400,7 @@ def ctranslate2_search(folder: str) -> Callable[[Work], Callable[..., dict[str, 
             )  # fmt: skip
             return [[ids[piece] for piece in one.hypotheses[0]] for one in found]
 
-        return searches(translate, work)
+        return searches(each(translate), work)
 
     return build
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from command_line import error_of, litseq
-from litseq import Seq2Seq, translate
+from litseq import Seq2Seq, translate, translator
 from litseq.layers import linear
 
 TEXTS = ["one red house", "dog", "two green trees", "five", "blue cat three"]
@@ -102,6 +102,8 @@ def test_order_and_count_of_many_lines(run, model, corpus, monkeypatch):
     together = run(joined(texts))
     assert together == model.translate(texts)
     monkeypatch.setattr(translate, "_CHUNK", 7)  # 300 lines are 42 chunks and a rest
+    assert run(joined(texts), "--max_tokens", "40") == together
+    monkeypatch.setattr(translator, "_SENTENCES", 5)
     assert run(joined(texts), "--max_tokens", "40") == together
 
 

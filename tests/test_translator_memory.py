@@ -106,7 +106,11 @@ def test_many_short_sources_are_searched_in_parts(monkeypatch):
     batch = Batch(input_ids=src, attention_mask=torch.ones_like(src))
     options = SearchOptions(beam_size=5, max_len_b=50)
     monkeypatch.setattr(
-        translator, "generate", lambda *_, src_lengths, **__: [[]] * len(src_lengths)
+        translator,
+        "generate_all",
+        lambda _, sources, **__: [
+            [] for some in sources for _, max_len, _ in some.parts() for _ in max_len
+        ],
     )
     assert len(found.search(batch, options)) == 2048
     assert sizes == [970, 970, 108]

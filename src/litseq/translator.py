@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Protocol
@@ -27,11 +27,15 @@ __all__ = ["TextDecoder", "TextTranslator", "Translator"]
 _log = logging.getLogger(__name__)
 
 _MAX_POSITIONS = 2**18
-"""Positions that a search may come to hold at once: hypotheses x (source + longest output).
+"""Positions that are searched at once at most: hypotheses x (source + longest output).
 
-A batch of ``max_tokens=4096`` holds fewer in a beam of 5, unless its sources are of four tokens or
-less. Many such make large batches, whose outputs may each grow to ``max_len_b`` tokens.
+As many may wait for their last steps. A batch of ``max_tokens=4096`` holds fewer in a beam of 5,
+unless its sources are of four tokens or less. Many such make large batches, whose outputs may each
+grow to ``max_len_b`` tokens.
 """
+
+_SENTENCES = 2048
+"""Sentences of a search at most: it remembers all of their candidates until its end."""
 
 
 class TextDecoder(Protocol):
@@ -61,6 +65,12 @@ class TextTranslator(ABC):
     def search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
         """Finds the best outputs of a batch, n_best for each source, best first."""
 
+    def search_all(
+        self, batches: Iterable[Batch], options: SearchOptions
+    ) -> list[list[Hypothesis]]:
+        """Finds the best outputs of several batches, in their order."""
+        return [found for batch in batches for found in self.search(batch, options)]
+
     def translate_batch(self, batch: Batch, options: SearchOptions) -> list[tuple[ScoredText, ...]]:
         """Translates a batch; n_best texts for each source, best first.
 
@@ -71,6 +81,11 @@ class TextTranslator(ABC):
                 has no attention.
         """
         sources = batch["input_ids"].tolist() if options.attention else repeat(())
+        return self._texts(sources, self.search(batch, options))
+
+    def _texts(
+        self, sources: Iterable[Sequence[int]], found: Iterable[list[Hypothesis]]
+    ) -> list[tuple[ScoredText, ...]]:
         return [
             tuple(
                 ScoredText(
@@ -82,7 +97,7 @@ class TextTranslator(ABC):
                 )
                 for h in hypotheses
             )
-            for source, hypotheses in zip(sources, self.search(batch, options), strict=False)
+            for source, hypotheses in zip(sources, found, strict=False)
         ]
 
     def _align(self, attention: Tensor, src: Iterable[int], tgt: Iterable[int]) -> WordAlignment:
@@ -134,18 +149,24 @@ class TextTranslator(ABC):
         results = [Translation(i, text, (blank,)) for i, text in enumerate(texts, first_id)]
         filled = [i for i, text in enumerate(texts) if text.strip()]
         lengths = [len(encoded[i]) for i in filled]
-        batches = plan_batches(lengths, max_tokens=max_tokens, shuffle=False).batches()
-        for rows in batches if filled else ():
-            places = [filled[row] for row in rows]
+        plan = plan_batches(lengths, max_tokens=max_tokens, shuffle=False).batches()
+        batches = [[filled[row] for row in rows] for rows in plan if filled]
+        batches.sort(key=lambda places: max(len(encoded[i]) for i in places))
+
+        def batch_of(places: list[int]) -> Batch:
             ids = [first_id + i for i in places]
             batch = collate([encoded[i] for i in places], ids=ids, pad_id=self.pad_id)
-            on_device = Batch(
+            return Batch(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
                 id=batch["id"],
             )
-            found = self.translate_batch(on_device, options)
-            for i, hypotheses in zip(places, found, strict=True):
+
+        for group in _groups(batches, _SENTENCES):
+            places = [i for some in group for i in some]
+            found = self.search_all(map(batch_of, group), options)
+            texts_found = self._texts([encoded[i] for i in places], found)
+            for i, hypotheses in zip(places, texts_found, strict=True):
                 results[i] = replace(results[i], hypotheses=hypotheses)
         return results
 
@@ -187,8 +208,8 @@ class Translator(TextTranslator):
     def search(self, batch: Batch, options: SearchOptions) -> list[list[Hypothesis]]:
         """Finds the best outputs of a batch, n_best for each source, best first.
 
-        A batch that could take too much memory is not searched at once: sentences enter as others
-        leave. The result is that of the whole.
+        A batch that could take too much memory is searched in parts; the result is that of the
+        whole.
         """
         return self.search_all([batch], options)
 
@@ -196,10 +217,9 @@ class Translator(TextTranslator):
     def search_all(
         self, batches: Iterable[Batch], options: SearchOptions
     ) -> list[list[Hypothesis]]:
-        """Finds the best outputs of some batches, n_best for each source, best first.
+        """Finds the best outputs of several batches, in their order.
 
-        Sentences of the next batch enter as others leave. At no time are more being searched than
-        the largest batch has of which there is one among them.
+        The last sentences of a batch wait for those of others (``litseq.decoding.turns``).
         """
         if options.sample and options.seed is None:
             options = replace(options, seed=int(torch.randint(2**62, ())))
@@ -222,6 +242,18 @@ class Translator(TextTranslator):
             # a sentence draws the same sample whatever batch, or part, it is in
             ids=batch["id"].tolist() if options.sample and "id" in batch else None,
         )
+
+
+def _groups(batches: list[list[int]], size: int) -> Iterator[list[list[int]]]:
+    """Batches that follow each other, of about so many sentences together."""
+    group: list[list[int]] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(map(len, group)) >= size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _rows_at_once(src_len: int, options: SearchOptions) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import NotRequired, Self
 
@@ -197,14 +198,14 @@ def stack_rows(
         fill: What it is filled up with.
         at_end: Whether the last values are kept, and stand at the end; else the first.
     """
-    shape = [sum(len(part) for part in parts), *parts[0].shape[1:]]
-    shape[dim] = size
-    stacked = parts[0].new_full(shape, fill)
-    for rows, part in zip(torch.split(stacked, [len(part) for part in parts]), parts, strict=True):
+    same = []
+    for part in parts:
         kept = min(part.size(dim), size)
-        values = part.narrow(dim, part.size(dim) - kept if at_end else 0, kept)
-        rows.narrow(dim, size - kept if at_end else 0, kept).copy_(values)
-    return stacked
+        start = part.size(dim) - kept if at_end else 0
+        missing = (size - kept, 0) if at_end else (0, size - kept)
+        after = (0, 0) * (part.dim() - dim - 1)  # pad counts dimensions from the last
+        same.append(F.pad(part.narrow(dim, start, kept), (*after, *missing), value=fill))
+    return torch.cat(same)
 
 
 @dataclass(frozen=True)

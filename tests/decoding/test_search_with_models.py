@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from litseq.decoding import beam_search, greedy_search, length_norm, sample_search
+from litseq.decoding import (
+    SearchOptions,
+    Sources,
+    beam_search,
+    generate,
+    generate_all,
+    greedy_search,
+    length_norm,
+    sample_search,
+)
 from litseq.layers import linear
 from litseq.models.base import Seq2SeqModel
 from litseq.models.rnn import Rnn
@@ -179,3 +188,79 @@ def test_a_beam_of_one_is_greedy_search(model, batch):
     shared = {"bos_id": BOS, "eos_id": EOS, "max_len": MAX_LEN, "length_penalty": 0.6}
     greedy = greedy_search(model, memory, **shared)
     assert beam_search(model, memory, beam_size=1, n_best=1, **shared) == [[h] for h in greedy]
+
+
+OPTIONS = {
+    "greedy": SearchOptions(beam_size=1, max_len_a=2, max_len_b=3),
+    "beam": SearchOptions(beam_size=3, n_best=2, max_len_a=2, max_len_b=3),
+    "patience": SearchOptions(beam_size=3, patience=1, max_len_a=2, max_len_b=3),
+    "sample": SearchOptions(sample=True, n_best=2, seed=1, max_len_a=2, max_len_b=3),
+    "attention": SearchOptions(beam_size=2, attention=True, max_len_a=2, max_len_b=3),
+}
+
+
+def many(model):
+    """Four batches of sentences of different lengths: their sources and what there is of them."""
+    generator = torch.Generator().manual_seed(2)
+    for size, length in ((9, 7), (5, 4), (1, 2), (8, 9)):
+        src = torch.randint(4, V, (size, length), generator=generator)
+        lengths = torch.randint(1, length + 1, (size,), generator=generator)
+        lengths[0] = length
+        mask = torch.arange(length) >= lengths[:, None]
+        yield src.masked_fill(mask, PAD), mask, lengths
+
+
+@pytest.mark.parametrize("room", [None, 3])
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_many_batches_find_what_each_finds(model, name, room, monkeypatch):
+    options, shared = OPTIONS[name], {"bos_id": BOS, "eos_id": EOS, "suppress": (PAD, UNK)}
+    if options.attention and isinstance(model, (TinyGru, Rnn)):
+        with pytest.raises(ValueError, match="has no attention"):
+            generate_all(model, [], options=options, **shared)
+        return
+    rows, step = [], model.step
+    monkeypatch.setattr(model, "step", lambda *args: rows.append(len(args[0])) or step(*args))
+
+    def sources():
+        for src, mask, lengths in many(model):
+            yield Sources(
+                lambda rows, src=src, mask=mask: model.encode(src[rows], mask[rows]),
+                options.max_len(lengths),
+                room=room,
+            )
+
+    found = generate_all(model, sources(), options=options, **shared)
+    steps_together = len(rows)
+    rows.clear()
+    expected = []
+    for src, mask, lengths in many(model):
+        for part in torch.arange(len(src)).split(room or len(src)):
+            memory = model.encode(src[part], mask[part])
+            expected += generate(
+                model, memory, src_lengths=lengths[part], options=options,
+                ids=part.tolist(), **shared,
+            )  # fmt: skip
+    assert len(found) == len(expected) == 23
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        scores = ([h.score for h in hypotheses] for hypotheses in (ours, theirs))
+        torch.testing.assert_close(*scores)
+        if options.attention:
+            torch.testing.assert_close(ours[0].attention, theirs[0].attention)
+    assert len({len(h.tokens) for hypotheses in found for h in hypotheses}) > 3
+    waits = not isinstance(model, TinyGru) and not options.sample and not options.attention
+    if waits and room is None:
+        assert steps_together < len(rows)
+    elif not waits:
+        assert steps_together == len(rows)
+
+
+def test_no_batch_and_empty_ones(model):
+    shared = {"bos_id": BOS, "eos_id": EOS}
+    assert generate_all(model, [], options=OPTIONS["greedy"], **shared) == []
+    src, mask, lengths = next(many(model))
+    none = Sources(lambda rows: pytest.fail("encoded"), lengths[:0], room=4)
+    some = Sources.of(model.encode(src, mask), lengths)
+    for options in (OPTIONS["greedy"], OPTIONS["beam"], OPTIONS["sample"]):
+        found = generate_all(model, [none, some, none], options=options, **shared)
+        assert len(found) == len(src)

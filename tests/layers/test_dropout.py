@@ -102,3 +102,26 @@ def test_after_relu_keeps_its_result_alone():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = dropout.after_relu(x)
     assert [tensor.data_ptr() for tensor in kept] == [y.data_ptr()]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "dtypes", [("float32", "float32"), ("float64", "float64"), ("float32", "bfloat16")]
+)
+def test_added_to_is_dropout_and_then_a_sum(training, dtypes):
+    dropout = Dropout(0.3).train(training)
+    residual, x = (
+        torch.randn(40, 50, dtype=getattr(torch, dtype), requires_grad=True) for dtype in dtypes
+    )
+    found = []
+    for together in (True, False):
+        torch.manual_seed(1)
+        y = dropout.added_to(residual, x) if together else residual + dropout(x)
+        found.append((y, *torch.autograd.grad((y * torch.arange(50)).sum(), (residual, x))))
+    torch.testing.assert_close(*found)
+    assert ((found[0][2] == 0).double().mean() > 0.2) == training
+
+
+def test_added_to_spreads_a_residual_as_a_sum_does():
+    x = torch.randn(4, 5, requires_grad=True)
+    assert Dropout(0.5).added_to(torch.ones(5), x).shape == (4, 5)

@@ -181,3 +181,73 @@ def test_a_layer_is_torchs_in_all_else():
     assert torch.equal(layer(x), plain(x))
     assert isinstance(layer, nn.Linear)
     torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), plain(x))
+
+
+# ---- training ----
+
+
+def gradients(function, *inputs):
+    y = function(*inputs)
+    weights = torch.linspace(-1, 1, y.numel()).view_as(y)
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    return (y, *torch.autograd.grad((y * weights).sum(), wanted))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    calls, apply = [], module._Trained.apply
+    monkeypatch.setattr(module._Trained, "apply", lambda *x: calls.append(x) or apply(*x))
+    monkeypatch.setattr(module, "_ROWS_TO_PACK", 256)
+    return calls
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", ["nothing", "x", "weight", "bias"])
+@pytest.mark.parametrize("rows", [None, slice(0, 16), slice(16, 56)])
+def test_a_step_of_training_is_the_same_to_rounding(trained, bias, frozen, rows):
+    x, weight = torch.randn(320, K), nn.Parameter(torch.randn(N, K))
+    b = nn.Parameter(torch.randn(N)) if bias else None
+    for name, tensor in (("x", x), ("weight", weight), ("bias", b)):
+        if tensor is not None:
+            tensor.requires_grad_(name != frozen)
+    found = gradients(lambda x, w, b: linear(x, w, b, rows=rows), x, weight, b)
+    assert len(trained) == 1
+    part = slice(None) if rows is None else rows
+    expected = gradients(
+        lambda x, w, b: F.linear(x, w[part], None if b is None else b[part]), x, weight, b
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_input_and_a_gradient_of_any_layout(trained):
+    x = torch.randn(K, 256, requires_grad=True)
+    layer = Linear(K, N)
+    found = gradients(lambda x: layer(x.t()).t(), x)
+    expected = gradients(lambda x: F.linear(x.t(), layer.weight, layer.bias).t(), x)
+    assert len(trained) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "case", ["few", "odd", "3 dims", "no grad", "float64", "autocast", "bfloat16", "switched off"]
+)
+def test_elsewhere_training_is_torchs(trained, case):
+    layer = Linear(K, N)
+    x = torch.randn({"few": 192, "odd": 320 + 1}.get(case, 320), K)
+    if case in ("float64", "bfloat16"):
+        layer, x = layer.to(getattr(torch, case)), x.to(getattr(torch, case))
+    x = x[None] if case == "3 dims" else x
+    with (
+        torch.set_grad_enabled(case != "no grad"),
+        torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"),
+        torch.backends.mkldnn.flags(enabled=case != "switched off"),
+    ):
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert not trained
+
+
+@pytest.mark.parametrize("num_rows", [64, 100])
+def test_the_way_back(num_rows):
+    y, weight = torch.randn(num_rows, N), nn.Parameter(torch.randn(N, K))
+    with torch.no_grad():
+        torch.testing.assert_close(Packing().product_back(y, weight), y @ weight)

@@ -123,6 +123,68 @@ def test_beams_that_share_their_source_are_those_that_do_not(model, src, padding
     both(torch.tensor([7, 5, 4]))
 
 
+def advanced(model, src, padding, tgt, *, rows, steps, beam):
+    """The state of some sentences, each with as many targets as the beam is wide."""
+    src, padding = src[rows], padding[rows]
+    length = int((~padding).sum(1).max())
+    state = model.init_state(model.encode(src[:, :length], padding[:, :length]))
+    state = reorder_beams(state, torch.arange(len(rows))[:, None].expand(-1, beam))
+    tokens = tgt[rows].repeat_interleave(beam, 0)
+    tokens[1::2] = (tokens[1::2] + 1) % V  # the beams differ
+    for t in range(steps):
+        _, state = model.step(tokens[:, t], state)
+    return state
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+def test_joined_states_go_on_as_each_by_itself(model, src, padding, tgt, beam):
+    """Sentences that have come three, one and no token far, of sources of different lengths."""
+    kinds = ((3, [0]), (1, [1, 2]), (0, [0, 2]))
+    apart = [
+        advanced(model, src, padding, tgt, rows=rows, steps=steps, beam=beam)
+        for steps, rows in kinds
+    ]
+    joined = apart[0].join(apart[1]).join(apart[2])
+
+    def go_on(token):
+        nonlocal joined, apart
+        logits, joined = model.step(token, joined)
+        expected = [
+            model.step(part, state)
+            for part, state in zip(token.split([beam, 2 * beam, 2 * beam]), apart, strict=True)
+        ]
+        torch.testing.assert_close(logits, torch.cat([logits for logits, _ in expected]))
+        apart = [state for _, state in expected]
+
+    go_on(torch.arange(5 * beam) % 7 + 4)
+    go_on(torch.arange(5 * beam) % 5 + 4)
+    # the first sentence leaves, the beams of the others change places
+    index = torch.arange(beam, 5 * beam).view(4, beam).flip(1)
+    joined = reorder_beams(joined, index, torch.arange(1, 5))
+    again = [
+        reorder_beams(state, torch.arange(2 * beam).view(2, beam).flip(1)) for state in apart[1:]
+    ]
+    token = torch.arange(4 * beam) % 6 + 4
+    logits, joined = model.step(token, joined)
+    expected = [model.step(part, x)[0] for part, x in zip(token.chunk(2), again, strict=True)]
+    torch.testing.assert_close(logits, torch.cat(expected))
+
+
+def test_joining_leaves_out_what_nobody_needs(src, padding, tgt):
+    model = MODELS["transformer"]().double().eval()
+    long, short = (
+        advanced(model, src, padding, tgt, rows=rows, steps=steps, beam=1)
+        for steps, rows in ((4, [0, 1]), (2, [1, 2]))
+    )
+    both = long.join(short)
+    assert both.length == 4
+    assert both.first.tolist() == [0, 0, 2, 2]
+    late = both.reorder(torch.tensor([2, 3])).join(short)
+    assert late.length == 2
+    assert late.first.tolist() == [0] * 4
+    assert late.memory_mask.size(-1) == int((~padding[[1, 2]]).sum(1).max())
+
+
 @pytest.mark.parametrize("name", ["transformer", "bahdanau"])
 def test_states_of_a_kind_of_ones_own_are_taken_whole(name, src, padding, tgt):
     model = MODELS[name]().double().eval()
