@@ -414,7 +414,7 @@ def test_a_layer_that_is_given_another_memory_shows(one_vocabulary, monkeypatch)
     module = transformer(one_vocabulary)
     layer = module.network.decoder_layers[1]
     keys_values = layer.keys_values
-    monkeypatch.setattr(layer, "keys_values", lambda memory: keys_values(memory * 1.5))
+    monkeypatch.setattr(layer, "keys_values", lambda memory, size: keys_values(memory * 1.5, size))
     found = explained(module, translations=["zwei hunde"])["detail"]["memory"]
     first, second, third = (layer["digest"] for layer in found["layers"])
     assert first == third == found["digest"] != second

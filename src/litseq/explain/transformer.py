@@ -255,12 +255,12 @@ class TransformerExplainer:
 
 
 def _origin(used: Sequence[Tensor], given: Tensor, made: Sequence[Tensor]) -> str:
-    """Digest of what a projection was given, if the attention used what the projection made of it.
+    """Digest of the rows that a projection was given, if the attention used what the projection made of it.
 
     Otherwise something came between them, and the digest is that of what was used.
     """
     if all(map(torch.equal, used, made)):
-        return digest(given[0])
+        return digest(given)
     return digest(*used)
 
 
