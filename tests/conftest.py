@@ -31,6 +31,7 @@ def own_environment():
         yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    torch.set_num_threads(1)  # Lightning's DDP raises it, and a fork of several threads hangs
 
 
 @pytest.fixture(scope="session")
