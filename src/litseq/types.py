@@ -182,7 +182,9 @@ class Memory(_Rows):
 class DecoderState(_Rows):
     """Everything that a decoder needs to go on after the tokens it has read.
 
-    Each model derives its own; generation only carries it along and calls ``reorder``.
+    Each model derives its own; generation only carries it along and calls ``reorder``. One that has
+    a method ``join(other)`` too, which puts the rows of another state behind its own, lets the last
+    sentences of a batch wait for those of others.
     """
 
 

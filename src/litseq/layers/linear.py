@@ -24,7 +24,10 @@ _ROWS_TO_PACK = 256
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``, on a CPU faster: within ``packed_weights``, and in training."""
+    """``torch.nn.Linear``, on a CPU faster: within ``packed_weights``, and in training.
+
+    The latter where float32 comes as rows, in a multiple of 64; its gradients have none themselves.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps float (..., K) to float (..., N)."""
