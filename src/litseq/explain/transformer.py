@@ -255,7 +255,7 @@ class TransformerExplainer:
 
 
 def _origin(used: Sequence[Tensor], given: Tensor, made: Sequence[Tensor]) -> str:
-    """Digest of the rows that a projection was given, if the attention used what the projection made of it.
+    """Digest of the rows that a projection was given, if the attention used what it made of them.
 
     Otherwise something came between them, and the digest is that of what was used.
     """
