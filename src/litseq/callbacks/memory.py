@@ -239,14 +239,19 @@ def _try(trainer: Trainer, module: LightningModule, batch: Batch, free: int) -> 
     need = 0
     if device.type == "cpu" and num_sentences > _MEASURED_ROWS:
         few = num_sentences // _MEASURED_ROWS
-        needed(1)  # what libraries take once and keep
+        needed(few)  # with what libraries take once and keep
         need = (needed(few) - kept - fixed) * num_sentences // few + kept + fixed
     # together, for a sharded network needs all ranks to run
-    if trainer.strategy.reduce_boolean_decision(need <= free):
+    whole = trainer.strategy.reduce_boolean_decision(need <= free)
+    if whole:
         need = needed(num_sentences)
+        if device.type == "cpu":  # again, without what planning kernels of this size takes
+            need = min(need, needed(num_sentences))
     src, tgt = (values[name].size(1) if name in values else 0 for name in ("input_ids", "labels"))
     what = f"a training step on {num_sentences} sentences of {src} source and {tgt} target tokens"
     share = max(free - kept - fixed, 0) / max(need - kept - fixed, 1)
+    if not whole:
+        share *= 0.8  # measured on a few sentences, and no more than a guess
     return _Trial(what, need, free, int(share * num_sentences * max(src, tgt)))
 
 
