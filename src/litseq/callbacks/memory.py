@@ -238,7 +238,7 @@ def _try(trainer: Trainer, module: LightningModule, batch: Batch, free: int) -> 
 
     need = 0
     if device.type == "cpu" and num_sentences > _MEASURED_ROWS:
-        few = num_sentences // _MEASURED_ROWS
+        few = max(num_sentences // _MEASURED_ROWS, min(4, num_sentences // 2))
         needed(few)  # with what libraries take once and keep
         need = (needed(few) - kept - fixed) * num_sentences // few + kept + fixed
     # together, for a sharded network needs all ranks to run
