@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from litseq.layers.linear import Linear, Packing
+from litseq.layers.rows import ROWS_STEP
 from litseq.losses import (
     IGNORE,
     TokenLoss,
@@ -152,7 +153,7 @@ def _rows(labels: Tensor) -> Tensor | slice:
 def _piece_size(vocab_size: int, *, on_cpu: bool) -> int:
     """How many rows are computed together; on a CPU, so many that few kernels are planned."""
     size = max(1, _PIECE[on_cpu] // vocab_size)
-    return size - size % 64 if on_cpu and size > 64 else size
+    return size - size % ROWS_STEP if on_cpu and size > ROWS_STEP else size
 
 
 class _Product:

@@ -18,7 +18,7 @@ class SearchState(Protocol):
         ...
 
     # A state may also have what ``reorder_beams`` looks for, and ``join(other)``: its rows, and
-    # behind them those of another, so that sentences can enter a search as others leave.
+    # behind them those of another, so that the last of a batch can wait for those of others.
 
 
 MemoryT = TypeVar("MemoryT")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from litseq.layers.rows import is_trained_on_cpu
+from litseq.layers.rows import ROWS_STEP, is_trained_on_cpu
 
 __all__ = ["Linear", "Packing", "linear", "packed_weights"]
 
@@ -128,7 +128,7 @@ class Packing:
 
     def product_back(self, y: Tensor, weight: Tensor) -> Tensor:
         """Computes ``y @ weight``, (R, N) by (N, K), in float32, not packed for it."""
-        if y.size(0) % 64:  # kernels are planned for few numbers of rows
+        if y.size(0) % ROWS_STEP:  # kernels are planned for few numbers of rows
             return y @ weight
         found: Tensor = torch.ops.mkldnn._linear_pointwise(y, weight.t(), None, "none", [], "")
         return found
@@ -171,7 +171,7 @@ def _pack_float32(weight: Tensor, bias: Tensor | None) -> Float32:
 def _multiply_float32(x: Tensor, packed: Float32) -> Tensor:
     weight, bias = packed
     num_rows = x.size(0)
-    short = -num_rows % (8 if num_rows <= 256 else 64)
+    short = -num_rows % (8 if num_rows <= 256 else ROWS_STEP)
     x = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y[:num_rows]
@@ -188,7 +188,7 @@ def _is_trained_by_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and type(weight) in (Tensor, nn.Parameter)
         and len(x) >= _ROWS_TO_PACK
-        and len(x) % 64 == 0
+        and len(x) % ROWS_STEP == 0
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and _has_float32()

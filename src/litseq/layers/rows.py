@@ -8,7 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Size", "from_rows", "is_trained_on_cpu", "join_heads", "split_heads", "to_rows"]
+__all__ = [
+    "ROWS_STEP",
+    "Size",
+    "from_rows",
+    "is_trained_on_cpu",
+    "join_heads",
+    "split_heads",
+    "to_rows",
+]
+
+ROWS_STEP = 64
+"""Kernels are planned for numbers of rows that are multiples of it, where there are many rows."""
 
 Size = tuple[int, int]
 """Sequences and positions of each, (B, T)."""
@@ -65,7 +76,7 @@ def _round_up(num_rows: int) -> int:
     """To one of 32 numbers between powers of 2, at most a 32nd more; few rows are left alone."""
     if num_rows < 512:
         return num_rows
-    step = max(64, 1 << (num_rows.bit_length() - 6))
+    step = max(ROWS_STEP, 1 << (num_rows.bit_length() - 6))
     return -(-num_rows // step) * step
 
 
