@@ -193,14 +193,14 @@ class _Slopes:
     def add(self, h: Tensor, slope: Tensor) -> None:
         """Adds what some rows give, float (n, D), from the gradient of their logits, (n, V)."""
         of_weight = self._of_weight
+        if self._of_bias is not None:
+            self._of_bias += slope.sum(0, dtype=self._of_bias.dtype)
         if self._of_hidden is not None:
             self._of_rows.append(self._product.back(slope))
         if of_weight is not None and of_weight.dtype == slope.dtype:
             of_weight.addmm_(slope.T, h)
         elif of_weight is not None:
             of_weight += slope.T @ h
-        if self._of_bias is not None:
-            self._of_bias += slope.sum(0, dtype=self._of_bias.dtype)
 
     def finish(
         self,

@@ -226,14 +226,15 @@ class _Trained(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         of_x, of_weight, of_bias = None, None, None
+        # in this order: the gradient has just been written, and that of x is read next
+        if ctx.needs_input_grad[2]:
+            of_bias = _filled((ctx.bias_size,), ctx.rows, grad.sum(0))
+        if ctx.needs_input_grad[1]:
+            of_weight = _filled(weight.shape, ctx.rows, grad.t() @ x)
         if ctx.needs_input_grad[0]:
             of_x = torch.ops.mkldnn._linear_pointwise(
                 grad, weight[ctx.rows].t(), None, "none", [], ""
             )
-        if ctx.needs_input_grad[1]:
-            of_weight = _filled(weight.shape, ctx.rows, grad.t() @ x)
-        if ctx.needs_input_grad[2]:
-            of_bias = _filled((ctx.bias_size,), ctx.rows, grad.sum(0))
         return of_x, of_weight, of_bias, None
 
 
