@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from litseq.layers.linear import Linear, Packing
+from litseq.layers.linear import Packing, is_plain
 from litseq.layers.rows import ROWS_STEP
 from litseq.losses import (
     IGNORE,
@@ -53,7 +53,7 @@ def projected_loss(
     device, dtype = hidden.device.type, hidden.dtype
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if dtype == torch.float16 or not _is_plain(projection):
+    if dtype == torch.float16 or projection.bias is None or not is_plain(projection):
         return token_loss(projection(hidden), labels, label_smoothing=label_smoothing)
     loss, nll = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, -2),
@@ -65,11 +65,6 @@ def projected_loss(
         torch.is_grad_enabled(),
     )
     return TokenLoss(loss, nll, (labels != IGNORE).sum())
-
-
-def _is_plain(projection: nn.Linear) -> bool:
-    hooks = projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks
-    return type(projection) in (nn.Linear, Linear) and projection.bias is not None and not hooks
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):

@@ -55,6 +55,42 @@ def test_rows_of_a_weight_and_inputs_of_any_layout():
     )
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("rows", [None, slice(8, 40)])
+def test_relu_in_the_same_kernel(int8, rows):
+    weight, bias = nn.Parameter(torch.randn(N, K)), nn.Parameter(torch.randn(N))
+    x = torch.randn(3, 7, K)
+    with torch.inference_mode(), packed_weights(Packing(int8=int8)):
+        plain = linear(x, weight, bias, rows=rows)
+        together = linear(x, weight, bias, rows=rows, relu=True)
+    assert (plain < 0).any()
+    torch.testing.assert_close(together, plain.relu())
+
+
+@pytest.mark.parametrize("num_rows", [5, 320])  # by torch's product, and by oneDNN's
+def test_relu_in_training(num_rows):
+    weight, bias = nn.Parameter(torch.randn(N, K)), nn.Parameter(torch.randn(N))
+    x = torch.randn(num_rows, K, requires_grad=True)
+    y, expected = linear(x, weight, bias, relu=True), F.linear(x, weight, bias).relu()
+    torch.testing.assert_close(y, expected)
+    grad = torch.randn_like(y)
+    for found, wanted in zip(
+        torch.autograd.grad(y, (x, weight, bias), grad),
+        torch.autograd.grad(expected, (x, weight, bias), grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_relu_before_a_weight_is_packed(monkeypatch):
+    monkeypatch.setattr(module, "_ROWS_TO_PACK", 100)
+    layer, x, packing = Linear(K, N), torch.randn(4, K), Packing()
+    with torch.inference_mode(), packed_weights(packing):
+        found = linear(x, layer.weight, layer.bias, relu=True)
+    assert not is_packed(packing)
+    torch.testing.assert_close(found, F.linear(x, layer.weight, layer.bias).relu().detach())
+
+
 @pytest.mark.parametrize(
     "case", ["grad", "float64", "autocast", "bfloat16", "no parameter", "empty", "switched off"]
 )

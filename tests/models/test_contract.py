@@ -177,12 +177,53 @@ def test_joining_leaves_out_what_nobody_needs(src, padding, tgt):
         for steps, rows in ((4, [0, 1]), (2, [1, 2]))
     )
     both = long.join(short)
-    assert both.length == 4
-    assert both.first.tolist() == [0, 0, 2, 2]
+    assert both.own.tolist() == [[True] * 4] * 2 + [[True, True, False, False]] * 2
+    assert both.read.tolist() == [4, 4, 2, 2]
     late = both.reorder(torch.tensor([2, 3])).join(short)
-    assert late.length == 2
-    assert late.first.tolist() == [0] * 4
+    assert late.own.tolist() == [[True] * 2] * 4
+    assert [x.size(2) for pair in late.past for x in pair] == [2] * 6
     assert late.memory_mask.size(-1) == int((~padding[[1, 2]]).sum(1).max())
+
+
+def test_joining_leaves_out_what_beams_that_are_gone_have_read(src, padding, tgt):
+    model = MODELS["transformer"]().double().eval()
+    state = advanced(model, src, padding, tgt, rows=[0, 1], steps=3, beam=2)
+    assert state.own.tolist() == [[True, False] * 3, [False, True] * 3] * 2
+    first = torch.tensor([[0, 0], [3, 3]])  # one beam of each sentence goes on twice
+    joined = reorder_beams(state, first).join(state)
+    assert joined.own.tolist()[:4] == [[True] * 3 + [False] * 3] * 4
+    token = torch.tensor([4, 5, 6, 7])
+    expected, _ = model.step(token, reorder_beams(state, first))
+    torch.testing.assert_close(model.step(token.repeat(2), joined)[0][:4], expected)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("beam", [1, 2])
+def test_a_state_stays_as_it_is_while_others_go_on_from_it(src, padding, tgt, mode, beam):
+    """Keys and values are written where there is room; of those who share it one alone may."""
+    model = MODELS["transformer"]().double().eval()
+    with mode():
+        state = advanced(model, src, padding, tgt, rows=[0, 1], steps=2, beam=beam)
+        before = [x.clone() for pair in state.past for x in pair]
+        tokens = torch.arange(2 * beam).add(4), torch.arange(2 * beam).add(9)
+        ways = [model.step(token, state)[1] for token in tokens]
+        for x, y in zip(before, (x for pair in state.past for x in pair), strict=True):
+            assert torch.equal(x, y)
+        for token, way in zip(tokens, ways, strict=True):
+            fresh = advanced(model, src, padding, tgt, rows=[0, 1], steps=2, beam=beam)
+            _, fresh = model.step(token, fresh)
+            torch.testing.assert_close(model.step(token, way)[0], model.step(token, fresh)[0])
+
+
+def test_steps_of_either_mode_follow_one_another(src, padding, tgt):
+    model = MODELS["transformer"]().double().eval()
+    with torch.no_grad():
+        memory = model.encode(src, padding)
+        state, expected = model.init_state(memory), model.decode(tgt, memory)
+        for t in range(4):
+            with torch.inference_mode() if t % 2 else torch.no_grad():
+                logits, state = model.step(tgt[:, t], state)
+            torch.testing.assert_close(logits, expected[:, t])
 
 
 @pytest.mark.parametrize("name", ["transformer", "bahdanau"])

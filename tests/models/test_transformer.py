@@ -178,6 +178,15 @@ def test_both_matrices_of_a_gate_begin_as_one_alone():
     assert not layer.linear1.bias.any()
 
 
+def test_whoever_watches_the_first_map_sees_what_is_before_relu():
+    layer, x = FeedForward(D, 20).eval(), torch.randn(5, D)
+    expected = layer(x)
+    seen = []
+    layer.linear1.register_forward_hook(lambda _, args, output: seen.append(output))
+    torch.testing.assert_close(layer(x), expected)
+    assert (seen[0] < 0).any()
+
+
 def test_without_a_gate_names_shapes_and_draws_are_those_of_one_matrix():
     torch.manual_seed(0)
     layer = FeedForward(D, 20)

@@ -17,7 +17,7 @@ from litseq.decoding.hypothesis import Hypothesis, best_first, length_norm, make
 from litseq.decoding.options import check_beam, check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs, top_k
 from litseq.decoding.tree import Tree
-from litseq.decoding.turns import Group, Rows, Sources, take_turns
+from litseq.decoding.turns import Group, Rows, Sources, places_that_stay, take_turns
 from litseq.layers.linear import packed_weights
 
 __all__ = ["beam_search", "beams"]
@@ -25,7 +25,7 @@ __all__ = ["beam_search", "beams"]
 
 @dataclass(frozen=True)
 class _Sentences(Rows):
-    """Where the search stands in the n sentences that are left.
+    """Where the search stands in the n sentences that are there.
 
     Attributes:
         number: The sentence's number among all, int64 (n,).
@@ -36,6 +36,7 @@ class _Sentences(Rows):
         ended: Nodes of the best finished sequences, int64 (n, n_best).
         score: Their scores, the best first, float (n, n_best); -inf where there are fewer.
         num_ended: How many have finished so far, int64 (n,).
+        over: Whether its search has ended, bool (n,).
     """
 
     number: Tensor
@@ -46,6 +47,7 @@ class _Sentences(Rows):
     ended: Tensor
     score: Tensor
     num_ended: Tensor
+    over: Tensor
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,9 @@ def _settle(
     return settled, found.beam.gather(1, lives), found.token.gather(1, lives)
 
 
-def _places(flags: list[bool], value: bool, device: torch.device) -> Tensor:
-    """The places where ``flags`` has ``value``, int64."""
-    places = [i for i, flag in enumerate(flags) if flag is value]
-    return torch.tensor(places, dtype=torch.int64, device=device)
+def _places(flags: list[bool], device: torch.device) -> Tensor:
+    """The places of those that are set, int64."""
+    return torch.tensor([i for i, flag in enumerate(flags) if flag], device=device)
 
 
 def _hypotheses(
@@ -298,6 +299,7 @@ def beams(
             ended=number.new_full((len(number), n_best), tree.ROOT),
             score=log_probs.new_full((len(number), n_best), -torch.inf),
             num_ended=torch.zeros_like(number),
+            over=torch.zeros_like(number, dtype=torch.bool),
         )
         return settle(left, log_probs, state)
 
@@ -324,21 +326,27 @@ def beams(
             replace(left, length=length), found, node=node, norm=norm[length, None], eos_id=eos_id
         )
         bound = left.log_prob[:, 0] / norm[left.max_len]
-        going = (bound > left.score[:, -1]) & (length < left.max_len)
+        full = length >= left.max_len
+        going = (bound > left.score[:, -1]) & ~full & ~left.over
         if beam_size == 1:
             going &= left.score[:, 0] == -torch.inf
         if enough is not None:
             going &= left.num_ended < enough
+        new = ~going & ~left.over
+        left = replace(left, over=~going)
         row = first_row + beam
         in_place = (row.flatten() == torch.arange(row.numel(), device=row.device)).all()
         # The only place of a step that waits for the device.
-        *flags, stays = torch.cat([going, in_place.view(1)]).tolist()
+        found_out = torch.stack([going, new, full, in_place.expand_as(going)]).tolist()
+        flags, ends, limits, (stays, *_) = found_out
+        if any(ends):
+            done.append(left.take(_places(ends, row.device)))
+        if not any(flags):
+            return None
         on = None
-        if not all(flags):
-            done.append(left.take(_places(flags, False, row.device)))
-            if not any(flags):
-                return None
-            on = _places(flags, True, row.device)
+        places = places_that_stay(flags, must=any(limits), width=row.size(1))
+        if places is not None:
+            on = torch.tensor(places, device=row.device)
             left, row, token = left.take(on), row[on], token[on]
         if not stays or on is not None:
             state = reorder_beams(state, row, on)

@@ -13,7 +13,7 @@ from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.hypothesis import Hypothesis, make_hypothesis
 from litseq.decoding.options import check_length_norm, check_max_len
 from litseq.decoding.ranking import next_log_probs
-from litseq.decoding.turns import Group, Rows, Sources, take_turns
+from litseq.decoding.turns import Group, Rows, Sources, places_that_stay, take_turns
 from litseq.layers.linear import packed_weights
 
 __all__ = ["greedy", "greedy_search", "unroll"]
@@ -99,7 +99,7 @@ def unroll(
     length_offset: float,
     each: int = 1,
 ) -> list[Hypothesis]:
-    """Writes sequences that go their ways; a sequence leaves when it ends.
+    """Writes sequences that go their ways; those that have ended leave together.
 
     Args:
         model: Gives the next token's logits.
@@ -132,7 +132,8 @@ def unroll(
             max_len, state = max_len[every], state.reorder(every)
         number = torch.arange(len(begun), len(begun) + len(max_len), device=max_len.device)
         begun.extend([len(steps)] * len(max_len))
-        rows = _Sequences(number, torch.zeros_like(number), max_len)
+        length = torch.zeros_like(number)
+        rows = _Sequences(number, length, max_len, ended=torch.zeros_like(number, dtype=torch.bool))
         return Group(rows, torch.full_like(number, bos_id), state)
 
     def advance(group: Group[_Sequences, StateT]) -> Group[_Sequences, StateT] | None:
@@ -144,14 +145,16 @@ def unroll(
         looked = last_attention(state)
         if looked is not None:
             attention.append(looked)
+        full = rows.length >= rows.max_len
+        rows = replace(rows, ended=rows.ended | (token == eos_id) | full)
         # The only place of a step that waits for the device.
-        going = ((token != eos_id) & (rows.length < rows.max_len)).tolist()
-        if not all(going):
-            places = [i for i, on in enumerate(going) if on]
-            if not places:
-                return None
-            left = torch.tensor(places, device=token.device)
-            rows, token, state = rows.take(left), token[left], state.reorder(left)
+        *ended, must = torch.cat([rows.ended, full.any().view(1)]).tolist()
+        if all(ended):
+            return None
+        places = places_that_stay([not end for end in ended], must=must)
+        if places is not None:
+            stay = torch.tensor(places, device=token.device)
+            rows, token, state = rows.take(stay), token[stay], state.reorder(stay)
         return Group(rows, token, state)
 
     take_turns(sources, begin=begin, advance=advance)
@@ -161,6 +164,8 @@ def unroll(
     for step in steps:
         parts_of_step = zip(*(part.tolist() for part in step), strict=True)
         for place, (i, chosen, log_prob) in enumerate(parts_of_step):
+            if written[i][0][-1:] == [eos_id]:  # it has ended, and waits to leave
+                continue
             for items, item in zip(written[i], (chosen, log_prob, place), strict=True):
                 items.append(item)
     return [
@@ -177,8 +182,16 @@ def unroll(
 
 @dataclass(frozen=True)
 class _Sequences(Rows):
-    """The sequences that are being written: their numbers, lengths and limits, int64 (n,)."""
+    """The sequences that are there.
+
+    Attributes:
+        number: Its number among all, int64 (n,).
+        length: Its length, int64 (n,).
+        max_len: The limit of that, int64 (n,).
+        ended: Whether it has ended, bool (n,).
+    """
 
     number: Tensor
     length: Tensor
     max_len: Tensor
+    ended: Tensor

@@ -1,9 +1,10 @@
-"""Many sentences in one search: the last of a batch wait for those of others."""
+"""Many sentences in one search: who leaves when, and the last wait for those of others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from math import gcd
 from typing import Generic, TypeVar
 
 import torch
@@ -12,10 +13,16 @@ from typing_extensions import Self
 
 from litseq.decoding.contract import MemoryT, StateT, join
 
-__all__ = ["Group", "Rows", "Sources", "take_turns"]
+__all__ = ["Group", "Rows", "Sources", "places_that_stay", "take_turns"]
 
 _SHARE = 4
 """When a fourth of a batch is left, it waits."""
+
+_SOME = 8
+"""When an eighth of those that make a step have ended, they leave."""
+
+_STEP = 8
+"""Numbers of rows that are multiples of it are the best for a CPU's kernels."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,34 @@ class Group(Generic[RowsT, StateT]):
         """These, and others behind them."""
         token = torch.cat([self.token, other.token])
         return type(self)(self.rows.join(other.rows), token, join(self.state, other.state))
+
+
+def places_that_stay(going: Sequence[bool], *, must: bool, width: int = 1) -> list[int] | None:
+    """Says which sequences make the next step; None: all.
+
+    To leave is to copy the state of all others. So those that have ended stay, and nobody reads
+    what becomes of them, until an eighth of all can leave at once; and of those as many stay as
+    make the number of rows a multiple of 8, if they are an eighth of all at most.
+
+    Args:
+        going: Whether each has not ended.
+        must: Whether all that have ended must leave, since one of them is as long as it may be.
+        width: Rows of each.
+    """
+    number, num_going = len(going), sum(going)
+    unit = _STEP // gcd(_STEP, width)
+    spare = min(-num_going % unit, number - num_going)
+    if must or spare * _SOME > number:
+        spare = 0
+    leaving = number - num_going - spare
+    if leaving == 0 or (leaving * _SOME < number and not must):
+        return None
+    places = []
+    for place, on in enumerate(going):
+        if on or spare > 0:
+            places.append(place)
+            spare -= not on
+    return places
 
 
 def take_turns(

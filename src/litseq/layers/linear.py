@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from litseq.layers.rows import ROWS_STEP, is_trained_on_cpu
 
-__all__ = ["Linear", "Packing", "linear", "packed_weights"]
+__all__ = ["Linear", "Packing", "is_plain", "linear", "packed_weights"]
 
 _ROWS_TO_PACK = 256
 """So many rows are multiplied as they are: for fewer, packing takes longer than it saves."""
@@ -35,7 +35,12 @@ class Linear(nn.Linear):
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, rows: slice | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    rows: slice | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Computes ``F.linear(x, weight[rows], bias[rows])``, as the packing in use has it.
 
@@ -44,16 +49,25 @@ def linear(
         weight: float (N, K).
         bias: float (N,).
         rows: Those that are meant, where several maps stand in one weight.
+        relu: Gives ReLU of it.
     """
     packing = None if torch.compiler.is_compiling() else _in_use.get()
     if packing is not None and packing.takes(x, weight):
-        return packing.product(x, weight, bias, rows)
+        return packing.product(x, weight, bias, rows, relu=relu)
+    y: Tensor
     if _is_trained_by_onednn(x, weight):
-        y: Tensor = _Trained.apply(x, weight, bias, rows)  # type: ignore[no-untyped-call]
-        return y
-    if rows is not None:
-        weight, bias = weight[rows], None if bias is None else bias[rows]
-    return F.linear(x, weight, bias)
+        y = _Trained.apply(x, weight, bias, rows)  # type: ignore[no-untyped-call]
+    else:
+        if rows is not None:
+            weight, bias = weight[rows], None if bias is None else bias[rows]
+        y = F.linear(x, weight, bias)
+    return F.relu(y) if relu else y
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is no more than ``nn.Linear``, and nobody watches it."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return type(module) in (nn.Linear, Linear) and not hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +120,13 @@ class Packing:
         )
 
     def product(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: slice | None = None,
+        *,
+        relu: bool = False,
     ) -> Tensor:
         """Computes what ``linear`` says."""
         key = id(weight), id(bias), rows and (rows.start, rows.stop, rows.step)
@@ -118,12 +138,13 @@ class Packing:
             seen = self._seen.get(key, 0)
             self._seen[key] = seen + flat.size(0)
             if not self.int8 and seen < _ROWS_TO_PACK:
-                return F.linear(x, weight_part, bias_part)
+                y = F.linear(x, weight_part, bias_part)
+                return y.relu_() if relu else y
             pack = _pack_int8 if self.int8 else _pack_float32
             # with both, so that nothing else gets their ids
             self._packed[key] = (weight, bias), pack(weight_part, bias_part)
         multiply = _multiply_int8 if self.int8 else _multiply_float32
-        y = multiply(flat, self._packed[key][1])
+        y = multiply(flat, self._packed[key][1], relu=relu)
         return y.view(*x.shape[:-1], y.size(-1))
 
     def product_back(self, y: Tensor, weight: Tensor) -> Tensor:
@@ -168,13 +189,14 @@ def _pack_float32(weight: Tensor, bias: Tensor | None) -> Float32:
     return packed, None if bias is None else bias.contiguous()
 
 
-def _multiply_float32(x: Tensor, packed: Float32) -> Tensor:
+def _multiply_float32(x: Tensor, packed: Float32, *, relu: bool) -> Tensor:
     weight, bias = packed
     num_rows = x.size(0)
     short = -num_rows % (8 if num_rows <= 256 else ROWS_STEP)
     x = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y[:num_rows]
+    name = "relu" if relu else "none"
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], "")
+    return y[:num_rows] if short else y
 
 
 # ---- float32, in training ----
@@ -265,7 +287,9 @@ def _pack_int8(weight: Tensor, bias: Tensor | None) -> Any:  # noqa: ANN401 - op
         return torch.ops.quantized.linear_prepack(quantized, bias)
 
 
-def _multiply_int8(x: Tensor, packed: Any) -> Tensor:  # noqa: ANN401
+def _multiply_int8(x: Tensor, packed: Any, *, relu: bool) -> Tensor:  # noqa: ANN401
+    quantized = torch.ops.quantized
+    multiply = quantized.linear_relu_dynamic if relu else quantized.linear_dynamic
     # seven bits for x: eight overflow where the processor lacks VNNI
-    y: Tensor = torch.ops.quantized.linear_dynamic(x.contiguous(), packed, True)
+    y: Tensor = multiply(x.contiguous(), packed, True)
     return y

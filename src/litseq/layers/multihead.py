@@ -48,12 +48,12 @@ def attention_weights(
     Source: Vaswani et al. (2017), section 3.2.1, https://arxiv.org/abs/1706.03762.
     """
     scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
-    scores = q @ k.transpose(-2, -1) * scale  # (B, H, T, S)
+    scores = (q @ k.transpose(-2, -1)).mul_(scale)  # (B, H, T, S)
     if is_causal:
         attn_mask = causal_mask(q.size(-2), device=q.device)
     if attn_mask is not None:
         # finite: a query that may attend to nothing gives nonsense, and not NaN
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+        scores.masked_fill_(~attn_mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 

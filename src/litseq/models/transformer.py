@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar, cast, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litseq.layers.dropout import Dropout
-from litseq.layers.linear import Linear
+from litseq.layers.linear import Linear, is_plain, linear
 from litseq.layers.masks import padding_to_attention_mask
 from litseq.layers.multihead import MultiheadAttention
 from litseq.layers.positions import (
@@ -24,7 +23,7 @@ from litseq.layers.positions import (
 from litseq.layers.rows import Size, from_rows, to_rows
 from litseq.layers.sizes import check_dropouts, check_sizes
 from litseq.models.base import ProjectingModel
-from litseq.models.transformer_state import KeysValues, TransformerState
+from litseq.models.transformer_state import KeysValues, Past, TransformerState
 from litseq.types import AttentionKind, DecoderState, Memory
 
 __all__ = ["Transformer", "TransformerState"]
@@ -64,19 +63,23 @@ class FeedForward(nn.Module):
         # W and V by themselves: the spread follows the shape of each
         for weight in (*self.linear1.weight.detach().chunk(2 if gated else 1), self.linear2.weight):
             nn.init.xavier_uniform_(weight)
-        for linear in (self.linear1, self.linear2):
-            nn.init.zeros_(linear.bias)
+        for part in (self.linear1, self.linear2):
+            nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps float (..., D) to float (..., D)."""
-        inner = self.linear1(x)  # (..., dim_feedforward), or twice that with a gate
-        if self.gated:
-            gate, value = inner.chunk(2, dim=-1)
-            inner = self.dropout(self.activation(gate) * value)  # (..., dim_feedforward)
-        elif self.activation is F.relu:
-            inner = self.dropout.after_relu(inner)
+        is_relu = self.activation is F.relu and not self.gated
+        if is_relu and not self.training and is_plain(self.linear1):
+            inner = linear(x, self.linear1.weight, self.linear1.bias, relu=True)
         else:
-            inner = self.dropout(self.activation(inner))
+            inner = self.linear1(x)  # (..., dim_feedforward), or twice that with a gate
+            if is_relu:
+                inner = self.dropout.after_relu(inner)
+            elif self.gated:
+                gate, value = inner.chunk(2, dim=-1)
+                inner = self.dropout(self.activation(gate) * value)  # (..., dim_feedforward)
+            else:
+                inner = self.dropout(self.activation(inner))
         y: Tensor = self.linear2(inner)
         return y
 
@@ -220,22 +223,23 @@ class DecoderLayer(nn.Module):
         memory_keys_values: KeysValues | None,
         memory_mask: Tensor,
         size: Size,
-        past: KeysValues | None = None,
+        past: Past | None = None,
         rotation: Tensor | None = None,
-        past_mask: Tensor | None = None,
+        own: Tensor | None = None,
     ) -> tuple[Tensor, KeysValues]:
-        """Decodes a whole target at once, or one more token after ``past``.
+        """Decodes whole targets at once, or one more token of each after ``past``.
+
+        Then the targets of a source ask together, as if they were one target's positions.
 
         Args:
-            x: Positions of the targets as rows, float (R, D); T is 1 when ``past`` is given.
+            x: Positions of the targets as rows, float (R, D).
             memory_keys_values: What ``keys_values`` made of the encoder's output, each float (B, H,
-                S, d_k); (n, H, S, d_k) where each of n sources has B / n targets.
-            memory_mask: bool (B, 1, 1, S) or (n, 1, 1, S); True = may attend.
-            size: (B, T).
-            past: Keys and values of the tokens before x, each float (B, H, t, d_k).
+                S, d_k).
+            memory_mask: bool (B, 1, 1, S); True = may attend.
+            size: (B, T); with ``past``, sources and targets of each.
+            past: Keys and values of the tokens before x, P for each source.
             rotation: Rotary positions of x, float (T, d_k) or (B, 1, T, d_k).
-            past_mask: bool (B, 1, 1, t + 1), which of those tokens, and of x, belong to a target;
-                None: all.
+            own: bool (B, 1, T, P + T), which of those, and of x, belong to a target; None: all.
 
         Returns:
             float (R, D), and the keys and values of all tokens so far, the keys turned already.
@@ -249,18 +253,14 @@ class DecoderLayer(nn.Module):
                 seen = k, v
                 return self.self_attn.attend(q, k, v, is_causal=True, num_rows=len(x))
             # the newest token may look at everything of its target so far
-            k, v = seen = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-            return self.self_attn.attend(
-                q, k, v, attn_mask=past_mask, few_queries=True, num_rows=len(x)
-            )
+            k, v = seen = past.add(k, v)
+            return self.self_attn.attend(q, k, v, attn_mask=own, few_queries=True, num_rows=len(x))
 
         def cross_attention(x: Tensor) -> Tensor:
             assert self.cross_attn is not None
             assert memory_keys_values is not None
             k, v = memory_keys_values
-            # several targets of one source ask together, as if they were one target's positions
-            each = size[0] * size[1] // max(len(k), 1)
-            q = self.cross_attn.queries(x, (len(k), each))
+            q = self.cross_attn.queries(x, size)
             return self.cross_attn.attend(
                 q, k, v, attn_mask=memory_mask, few_queries=past is not None, num_rows=len(x)
             )
@@ -473,18 +473,23 @@ class Transformer(ProjectingModel):
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, TransformerState]:
         """Runs the decoder stack for one token; see ``Seq2SeqModel.step``."""
         assert isinstance(state, TransformerState)
-        size = len(token), 1
-        x = to_rows(self._embed(self.tgt_embedding, token[:, None], start=state.position))  # (B, D)
-        rotation = self._rotation(1, start=state.position)
-        past_mask = state.past_mask()
+        each = state.targets_each
+        size = len(token) // each, each
+        start = state.position
+        x = to_rows(self._embed(self.tgt_embedding, token[:, None], start=start))  # (N, D)
+        rotation = self._rotation(1, start=start)
+        if rotation is not None and isinstance(start, Tensor):
+            rotation = rotation.view(size[0], 1, each, -1)
+        before, room, own = state.begin_step()
+        mask = None if own is None else own.view(size[0], 1, each, -1)
         past = []
-        for layer, source, before in zip(
-            self.decoder_layers, state.memory_keys_values, state.past, strict=True
+        for layer, source, known in zip(
+            self.decoder_layers, state.memory_keys_values, before, strict=True
         ):
-            x, seen = layer(x, source, state.memory_mask, size, before, rotation, past_mask)
+            x, seen = layer(x, source, state.memory_mask, size, known, rotation, mask)
             past.append(seen)
-        logits: Tensor = self.output(from_rows(self.decoder_norm(x), size)[:, 0])
-        return logits, replace(state, past=tuple(past))
+        logits: Tensor = self.output(from_rows(self.decoder_norm(x), (len(token), 1))[:, 0])
+        return logits, replace(state, past=tuple(past), room=room, own=own, read=start + 1)
 
 
 _POSITIONS: dict[
