@@ -4,15 +4,11 @@ import pytest
 import torch
 
 from litseq.decoding.hypothesis import best_first, length_norm, make_hypothesis
-from litseq.decoding.ranking import next_log_probs, top_k
+from litseq.decoding.ranking import first_maximum, next_log_probs, top_k
 
 
-@pytest.mark.parametrize("size", [1, 23, 64, 65, 640, 1000])
-@pytest.mark.parametrize("k", [1, 3, 9])
-@pytest.mark.parametrize("kind", ["distinct", "ties", "mostly -inf", "equal"])
-def test_top_k_is_a_stable_sort(size, k, kind):
-    k = min(k, size)
-    generator = torch.Generator().manual_seed(size + k)
+def some_values(size, kind):
+    generator = torch.Generator().manual_seed(size)
     values = torch.randn(5, size, generator=generator, dtype=torch.float64)
     if kind == "ties":
         values = values.round()
@@ -20,10 +16,28 @@ def test_top_k_is_a_stable_sort(size, k, kind):
         values = values.masked_fill(values < 1.5, -torch.inf)
     if kind == "equal":
         values = torch.zeros_like(values)
+    if kind == "nan":
+        values[1, size // 2 :] = torch.nan
+    return values
+
+
+@pytest.mark.parametrize("size", [1, 23, 64, 65, 640, 1000])
+@pytest.mark.parametrize("k", [1, 3, 9])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "mostly -inf", "equal"])
+def test_top_k_is_a_stable_sort(size, k, kind):
+    k = min(k, size)
+    values = some_values(size, kind)
     expected = values.sort(dim=1, descending=True, stable=True)
     found, index = top_k(values, k)
     assert torch.equal(found, expected.values[:, :k])
     assert torch.equal(index, expected.indices[:, :k])
+
+
+@pytest.mark.parametrize("size", [1, 23, 63, 64, 65, 128, 640, 1000])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "mostly -inf", "equal", "nan"])
+def test_first_maximum_is_argmax(size, kind):
+    values = some_values(size, kind)
+    assert torch.equal(first_maximum(values), values.argmax(dim=1))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from litseq.decoding.attention import gather_attention, last_attention
 from litseq.decoding.contract import MemoryT, StateT, StepModel
 from litseq.decoding.hypothesis import Hypothesis, make_hypothesis
 from litseq.decoding.options import check_length_norm, check_max_len
-from litseq.decoding.ranking import next_log_probs
+from litseq.decoding.ranking import first_maximum, next_log_probs
 from litseq.decoding.turns import Group, Rows, Sources, places_that_stay, take_turns
 from litseq.layers.linear import packed_weights
 
@@ -78,7 +78,7 @@ def greedy(
     return unroll(
         model,
         sources,
-        choose=lambda log_probs, row, length: log_probs.argmax(dim=-1),
+        choose=lambda log_probs, row, length: first_maximum(log_probs),
         bos_id=bos_id,
         eos_id=eos_id,
         suppress=suppress,

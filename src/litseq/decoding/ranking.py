@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["next_log_probs", "top_k"]
+__all__ = ["first_maximum", "next_log_probs", "top_k"]
 
 _CHUNK = 64
-"""Width of the pieces in which ``top_k`` reads a row; of 16 to 128 the fastest on a CPU."""
+"""Width of the pieces in which a row is read; of 16 to 128 the fastest on a CPU."""
 
 
 def next_log_probs(logits: Tensor, suppress: Sequence[int]) -> Tensor:
@@ -33,6 +33,21 @@ def next_log_probs(logits: Tensor, suppress: Sequence[int]) -> Tensor:
     return log_probs
 
 
+def first_maximum(values: Tensor) -> Tensor:
+    """Computes ``values.argmax(1)`` of float (N, V), int64 (N,); on a CPU in a third of the time.
+
+    There ``amax`` is several times as fast as ``argmax``, which then reads one piece of each row.
+    """
+    if values.device.type != "cpu":
+        return values.argmax(dim=1)
+    first = _maxima(values).argmax(dim=1, keepdim=True) * _CHUNK
+    last = values.size(1) - 1
+    # beyond the row stands its last value once more, which loses every tie
+    piece = (first + torch.arange(_CHUNK)).clamp(max=last)
+    inside = values.gather(1, piece).argmax(dim=1, keepdim=True)
+    return (first + inside).clamp(max=last).squeeze(1)
+
+
 def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Finds the k largest values of each row, the largest first, equal ones by their position.
 
@@ -51,11 +66,7 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if size <= k * _CHUNK:
         index = _first_maxima(values, k)
         return values.gather(1, index), index
-    whole = size - size % _CHUNK
-    maxima = values[:, :whole].view(values.size(0), -1, _CHUNK).amax(dim=-1)
-    if whole < size:
-        maxima = torch.cat([maxima, values[:, whole:].amax(dim=-1, keepdim=True)], dim=1)
-    pieces = _first_maxima(maxima, k).sort(dim=1).values  # in the order of the row again
+    pieces = _first_maxima(_maxima(values), k).sort(dim=1).values  # in the order of the row again
     offset = torch.arange(_CHUNK, device=values.device)
     position = (pieces.unsqueeze(-1) * _CHUNK + offset).flatten(1)  # (N, k * chunk)
     outside = position >= size
@@ -64,6 +75,15 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     candidates = values.gather(1, position).masked_fill_(outside, -torch.inf)
     index = position.gather(1, _first_maxima(candidates, k))
     return values.gather(1, index), index
+
+
+def _maxima(values: Tensor) -> Tensor:
+    """The largest value of each piece of each row, (N, pieces); the last piece may be short."""
+    whole = values.size(1) - values.size(1) % _CHUNK
+    maxima = values[:, :whole].view(len(values), -1, _CHUNK).amax(dim=-1)
+    if whole < values.size(1):
+        maxima = torch.cat([maxima, values[:, whole:].amax(dim=-1, keepdim=True)], dim=1)
+    return maxima
 
 
 def _first_maxima(values: Tensor, k: int) -> Tensor:
