@@ -155,7 +155,7 @@ class TransformerState(SharingState):
             else:
                 room = None
                 past = tuple((k[sources], v[sources]) for k, v in past)
-        taken = super(TransformerState, replace(self, past=(), room=None))._take(targets, sources)
+        taken = SharingState._take(replace(self, past=(), room=None), targets, sources)
         return replace(taken, past=past, room=room)
 
     def join(self, other: Self) -> Self:
