@@ -233,6 +233,12 @@ def translate_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = Seq2Seq.load_from_checkpoint(args.ckpt)
     tokenizer = model.tokenizer
     assert tokenizer is not None
+    width = SIZES[args.size]["d_model"]
+    if getattr(model.network, "d_model", width) != width:
+        sys.exit(
+            f"{args.ckpt} is {model.network.d_model} wide and size {args.size} is {width}; give "
+            "the --size that it is, under which its table is kept."
+        )
     texts = Path(args.test).read_text(encoding="utf-8").splitlines()[: args.sentences]
     path = Path(args.references) if args.references else Path(args.test).with_suffix(".de")
     references = path.read_text(encoding="utf-8").splitlines()

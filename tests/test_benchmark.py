@@ -1,12 +1,16 @@
 """What the benchmark counts, and how it lets others make their batches."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+import litseq
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -109,6 +113,14 @@ def test_peers_learn_and_are_about_as_large(name, sizes):
 def test_there_is_no_recurrent_marian():
     with pytest.raises(ValueError, match="use kind 'transformer'"):
         benchmark_peers.PEERS["marian"](benchmark_peers.Sizes(**RNN))
+
+
+def test_a_checkpoint_of_another_size_is_refused(monkeypatch, tmp_path):
+    model = SimpleNamespace(network=SimpleNamespace(d_model=512), tokenizer=object())
+    monkeypatch.setattr(litseq.Seq2Seq, "load_from_checkpoint", lambda path: model)
+    args = argparse.Namespace(ckpt="a.ckpt", size="small")
+    with pytest.raises(SystemExit, match=r"a\.ckpt is 512 wide and size small is 256; give the"):
+        benchmark.translate_work(args, tmp_path)
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
