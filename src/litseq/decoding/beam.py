@@ -197,13 +197,13 @@ def beam_search(
     At each step the one-token extensions of a sentence's K sequences are ranked by log-probability.
     Those of the first K that end with EOS are finished; the first K that do not end stay alive.
 
-    A sentence leaves the batch as soon as no sequence that is alive can still enter its ``n_best``
+    A search ends for a sentence as soon as no sequence that is alive can still enter its ``n_best``
     finished ones. A log-probability can only fall, so ``log_prob / length_norm(max_len)`` bounds
     from above every score that a sequence can still reach; the best bound is compared with the last
     of the ``n_best``. Nothing is lost by stopping: without this rule the search would return the
     same. A beam of one is greedy search: it ends with its first EOS.
 
-    With ``patience`` p, it also leaves once p K of its sequences have finished, and ``n_best`` at
+    With ``patience`` p, it also ends once p K of its sequences have finished, and ``n_best`` at
     least.
 
     A sequence that reaches its limit stays unfinished: no EOS is forced. Unfinished sequences fill
@@ -224,7 +224,7 @@ def beam_search(
             the model's device.
         suppress: Ids that are never chosen; the other log-probabilities stay what they are.
         length_offset: See ``length_norm``; at least 0.
-        patience: p, above 0; None or inf: no sentence leaves before nothing better can come.
+        patience: p, above 0; None or inf: it ends when nothing better can come.
 
     Returns:
         For each sentence its hypotheses, best score first: ``n_best``, or fewer where fewer
