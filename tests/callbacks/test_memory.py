@@ -299,6 +299,7 @@ def test_auto_tries_fewer_until_they_fit(tmp_path, monkeypatch):
     assert chosen == sizes[-1] < 16_384
 
 
+@pytest.mark.usefixtures("no_memory_of_former_tests")
 def test_auto_where_little_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_free", lambda device: 15_000_000)
     assert 64 <= choose(tmp_path) < 1024
