@@ -16,6 +16,7 @@ from table_model import (
 
 from litseq.decoding import greedy_search, sample_search
 from litseq.decoding.sampling import _draw
+from litseq.decoding.turns import places_that_stay
 
 SENTENCES = torch.tensor([5, 17, 230, 4, 88, 411])
 MAX_LEN = torch.tensor([7, 2, 30, 9, 4, 12])
@@ -236,11 +237,14 @@ def test_finished_samples_leave_the_batch():
     model = random_model(2)
     found = search(model, SENTENCES, MAX_LEN, n_best=3)
     lengths = torch.tensor([len(h.tokens) for hypotheses in found for h in hypotheses])
-    assert len(model.rows) == int(lengths.max())
-    assert model.rows == sorted(model.rows, reverse=True)
-    for t, rows in enumerate(model.rows, 1):
-        going = int((lengths >= t).sum())
-        assert going <= rows < 4 / 3 * going  # an eighth waits to leave, and another fills up
+    limits = MAX_LEN.repeat_interleave(3)
+    there, expected = list(range(len(lengths))), []
+    for t in range(1, int(lengths.max()) + 1):
+        expected.append(len(there))
+        ended = [int(lengths[i]) <= t for i in there]
+        stay = places_that_stay(ended, must=any(limits[i] <= t for i in there))
+        there = there if stay is None else [there[place] for place in stay]
+    assert model.rows == expected
 
 
 def test_an_empty_batch_has_no_hypotheses():

@@ -16,14 +16,14 @@ from litseq.decoding.turns import places_that_stay
 def test_whoever_goes_on_stays_and_few_others(number, width):
     generator = torch.Generator().manual_seed(number)
     for num_ended, must in itertools.product(range(number), [False, True]):
-        going = [True] * number
+        ended = [False] * number
         for place in torch.randperm(number, generator=generator)[:num_ended].tolist():
-            going[place] = False
-        places = places_that_stay(going, must=must, width=width)
+            ended[place] = True
+        places = places_that_stay(ended, must=must, width=width)
         stay = list(range(number)) if places is None else places
         assert stay == sorted(set(stay))
-        assert all(place in stay for place, on in enumerate(going) if on)
-        idle = sum(not going[place] for place in stay)
+        assert all(place in stay for place, end in enumerate(ended) if not end)
+        idle = sum(ended[place] for place in stay)
         assert idle < number / 4
         if must:
             assert idle == 0
@@ -33,15 +33,15 @@ def test_whoever_goes_on_stays_and_few_others(number, width):
 
 
 def test_leaves_in_eights():
-    going = [True] * 64
+    ended = [False] * 64
     for place in range(7):
-        going[place] = False
-        assert places_that_stay(going, must=False) is None
-    going[40] = False
-    assert places_that_stay(going, must=False) == [*range(7, 40), *range(41, 64)]
-    going[63] = False  # eight of the nine leave, so that 56 rows are left
-    assert places_that_stay(going, must=False) == [0, *range(7, 40), *range(41, 63)]
-    assert places_that_stay(going, must=True) == [*range(7, 40), *range(41, 63)]
+        ended[place] = True
+        assert places_that_stay(ended, must=False) is None
+    ended[40] = True
+    assert places_that_stay(ended, must=False) == [*range(7, 40), *range(41, 64)]
+    ended[63] = True  # eight of the nine leave, so that 56 rows are left
+    assert places_that_stay(ended, must=False) == [0, *range(7, 40), *range(41, 63)]
+    assert places_that_stay(ended, must=True) == [*range(7, 40), *range(41, 63)]
 
 
 @pytest.mark.parametrize(

@@ -337,14 +337,14 @@ def beams(
         row = first_row + beam
         in_place = (row.flatten() == torch.arange(row.numel(), device=row.device)).all()
         # The only place of a step that waits for the device.
-        found_out = torch.stack([going, new, full, in_place.expand_as(going)]).tolist()
-        flags, ends, limits, (stays, *_) = found_out
-        if any(ends):
-            done.append(left.take(_places(ends, row.device)))
-        if not any(flags):
+        told = torch.stack([left.over, new, full, in_place.expand_as(new)]).tolist()
+        over, just_over, limits, (stays, *_) = told
+        if any(just_over):
+            done.append(left.take(_places(just_over, row.device)))
+        if all(over):
             return None
         on = None
-        places = places_that_stay(flags, must=any(limits), width=row.size(1))
+        places = places_that_stay(over, must=any(limits), width=row.size(1))
         if places is not None:
             on = torch.tensor(places, device=row.device)
             left, row, token = left.take(on), row[on], token[on]

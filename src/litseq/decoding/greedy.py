@@ -151,7 +151,7 @@ def unroll(
         *ended, must = torch.cat([rows.ended, full.any().view(1)]).tolist()
         if all(ended):
             return None
-        places = places_that_stay([not end for end in ended], must=must)
+        places = places_that_stay(ended, must=must)
         if places is not None:
             stay = torch.tensor(places, device=token.device)
             rows, token, state = rows.take(stay), token[stay], state.reorder(stay)

@@ -92,7 +92,7 @@ class Group(Generic[RowsT, StateT]):
         return type(self)(self.rows.join(other.rows), token, join(self.state, other.state))
 
 
-def places_that_stay(going: Sequence[bool], *, must: bool, width: int = 1) -> list[int] | None:
+def places_that_stay(ended: Sequence[bool], *, must: bool, width: int = 1) -> list[int] | None:
     """Says which sequences make the next step; None: all.
 
     To leave is to copy the state of all others. So those that have ended stay, and nobody reads
@@ -100,23 +100,23 @@ def places_that_stay(going: Sequence[bool], *, must: bool, width: int = 1) -> li
     make the number of rows a multiple of 8, if they are an eighth of all at most.
 
     Args:
-        going: Whether each has not ended.
+        ended: Whether each has ended.
         must: Whether all that have ended must leave, since one of them is as long as it may be.
         width: Rows of each.
     """
-    number, num_going = len(going), sum(going)
+    number, num_ended = len(ended), sum(ended)
     unit = _STEP // gcd(_STEP, width)
-    spare = min(-num_going % unit, number - num_going)
+    spare = min((num_ended - number) % unit, num_ended)
     if must or spare * _SOME > number:
         spare = 0
-    leaving = number - num_going - spare
+    leaving = num_ended - spare
     if leaving == 0 or (leaving * _SOME < number and not must):
         return None
     places = []
-    for place, on in enumerate(going):
-        if on or spare > 0:
+    for place, end in enumerate(ended):
+        if not end or spare > 0:
             places.append(place)
-            spare -= not on
+            spare -= end
     return places
 
 

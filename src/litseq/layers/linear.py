@@ -151,8 +151,7 @@ class Packing:
         """Computes ``y @ weight``, (R, N) by (N, K), in float32, not packed for it."""
         if y.size(0) % ROWS_STEP:  # kernels are planned for few numbers of rows
             return y @ weight
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(y, weight.t(), None, "none", [], "")
-        return found
+        return _by_onednn(y, weight.t(), None)
 
 
 _in_use: ContextVar[Packing | None] = ContextVar("_in_use", default=None)
@@ -194,9 +193,15 @@ def _multiply_float32(x: Tensor, packed: Float32, *, relu: bool) -> Tensor:
     num_rows = x.size(0)
     short = -num_rows % (8 if num_rows <= 256 else ROWS_STEP)
     x = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
+    y = _by_onednn(x, weight, bias, relu=relu)
+    return y[:num_rows] if short else y
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
+    """Computes ``F.linear(x, weight, bias)``, and ReLU of it; the weight may be packed."""
     name = "relu" if relu else "none"
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], "")
-    return y[:num_rows] if short else y
+    return y
 
 
 # ---- float32, in training ----
@@ -233,10 +238,7 @@ class _Trained(torch.autograd.Function):
         ctx.rows = slice(None) if rows is None else rows
         ctx.bias_size = 0 if bias is None else len(bias)
         bias = None if bias is None else bias[ctx.rows]
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.contiguous(), weight[ctx.rows], bias, "none", [], ""
-        )
-        return y
+        return _by_onednn(x.contiguous(), weight[ctx.rows], bias)
 
     @staticmethod
     @once_differentiable
@@ -254,9 +256,7 @@ class _Trained(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_weight = _filled(weight.shape, ctx.rows, grad.t() @ x)
         if ctx.needs_input_grad[0]:
-            of_x = torch.ops.mkldnn._linear_pointwise(
-                grad, weight[ctx.rows].t(), None, "none", [], ""
-            )
+            of_x = _by_onednn(grad, weight[ctx.rows].t(), None)
         return of_x, of_weight, of_bias, None
 
 

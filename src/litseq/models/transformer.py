@@ -68,19 +68,21 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps float (..., D) to float (..., D)."""
-        is_relu = self.activation is F.relu and not self.gated
-        if is_relu and not self.training and is_plain(self.linear1):
-            inner = linear(x, self.linear1.weight, self.linear1.bias, relu=True)
+        y: Tensor = self.linear2(self._inner(x))
+        return y
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """What stands between the maps, (..., dim_feedforward)."""
+        y: Tensor
+        if self.gated:
+            gate, value = self.linear1(x).chunk(2, dim=-1)
+            y = self.dropout(self.activation(gate) * value)
+        elif self.activation is not F.relu:
+            y = self.dropout(self.activation(self.linear1(x)))
+        elif self.training or not is_plain(self.linear1):
+            y = self.dropout.after_relu(self.linear1(x))
         else:
-            inner = self.linear1(x)  # (..., dim_feedforward), or twice that with a gate
-            if is_relu:
-                inner = self.dropout.after_relu(inner)
-            elif self.gated:
-                gate, value = inner.chunk(2, dim=-1)
-                inner = self.dropout(self.activation(gate) * value)  # (..., dim_feedforward)
-            else:
-                inner = self.dropout(self.activation(inner))
-        y: Tensor = self.linear2(inner)
+            y = linear(x, self.linear1.weight, self.linear1.bias, relu=True)
         return y
 
 

@@ -102,7 +102,7 @@ class TransformerState(SharingState):
         room: Where ``past`` stands, if more can be written there.
     """
 
-    OF_SOURCE = ("memory_keys_values", "memory_mask")
+    OF_SOURCE = ("memory_keys_values", "memory_mask", "past")
 
     memory_keys_values: tuple[KeysValues | None, ...]
     memory_mask: Tensor
@@ -147,16 +147,11 @@ class TransformerState(SharingState):
         return self._told_apart()._take(index.flatten(), sentences)
 
     def _take(self, targets: Tensor, sources: Tensor | None) -> Self:
-        past, room = self.past, self.room
-        if sources is not None:
-            if room is not None and room.has(past):
-                room = room.take(sources)
-                past = room.past()
-            else:
-                room = None
-                past = tuple((k[sources], v[sources]) for k, v in past)
-        taken = SharingState._take(replace(self, past=(), room=None), targets, sources)
-        return replace(taken, past=past, room=room)
+        if sources is None or self.room is None or not self.room.has(self.past):
+            return super()._take(targets, sources)
+        room = self.room.take(sources)
+        rest = SharingState._take(replace(self, past=()), targets, sources)
+        return replace(rest, past=room.past(), room=room)
 
     def join(self, other: Self) -> Self:
         """Puts the rows of another state behind its own; of each source, as many targets.
@@ -166,6 +161,7 @@ class TransformerState(SharingState):
         """
         both = [state._told_apart()._without_unused() for state in (self, other)]
         past_len = max(state.past[0][0].size(2) for state in both)
+        own = stack_rows([x.own for x in both if x.own is not None], dim=1, size=past_len)
         src_len = int(torch.stack([state.memory_mask.any(0).sum() for state in both]).max())
         one, two = both
         return replace(
@@ -178,10 +174,8 @@ class TransformerState(SharingState):
             past=tuple(
                 _stack(pair, size=past_len) for pair in zip(one.past, two.past, strict=True)
             ),
-            own=stack_rows(
-                [state.own for state in both if state.own is not None], dim=1, size=past_len
-            ),
-            read=torch.cat([state.read for state in both if isinstance(state.read, Tensor)]),
+            own=own,
+            read=own.sum(1),
             room=None,
         )
 
@@ -194,7 +188,7 @@ class TransformerState(SharingState):
         return replace(self, own=own, read=keys.size(2))
 
     def _without_unused(self) -> Self:
-        """The same, without keys and values of targets that are gone; ``read`` of each target."""
+        """The same, without keys and values of targets that are gone."""
         assert self.own is not None
         num_sources, each = len(self.memory_mask), self.targets_each
         used = self.own.view(num_sources, each, -1).any(1)  # (n, P)
@@ -205,13 +199,10 @@ class TransformerState(SharingState):
         def kept(x: Tensor) -> Tensor:
             return x.gather(2, places.expand(-1, x.size(1), -1, x.size(3)))
 
-        read = self.read
         return replace(
             self,
             past=tuple((kept(k), kept(v)) for k, v in self.past),
             own=self.own.gather(1, first.repeat_interleave(each, 0)),
-            read=read if isinstance(read, Tensor) else first.new_full((len(self.own),), read),
-            room=None,
         )
 
 
