@@ -35,9 +35,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    shared = {"precision": "32-true", "threads": 1}
+    shared = {"size": "small", "precision": "32-true", "threads": 1}
     train = argparse.Namespace(
-        train=args.train, size="small", max_tokens=4096, batches=1, same_batches=True, **shared
+        train=args.train, max_tokens=4096, batches=1, same_batches=True, **shared
     )
     work = benchmark.train_work(train, Path())
     work["batches"] = work["batches"]["litseq"]
