@@ -175,10 +175,13 @@ def peer(name: str) -> Callable[[Work], Callable[..., dict[str, Any]]]:
 
 
 class Ours(nn.Module):
-    """A litseq network and its loss."""
+    """A litseq network and its loss, in a process that keeps freed memory as ``fit`` does."""
 
     def __init__(self, network: nn.Module, label_smoothing: float) -> None:
+        from litseq.heap import keep_freed
+
         super().__init__()
+        keep_freed()
         self.network = network
         self.label_smoothing = label_smoothing
 
@@ -345,11 +348,13 @@ def options_of(work: Work) -> Any:  # noqa: ANN401 - litseq's SearchOptions
 
 
 def litseq_search(*, int8: bool = False) -> Callable[[Work], Callable[..., dict[str, Any]]]:
-    """Litseq's own search."""
+    """Litseq's own search, in a process that keeps freed memory as ``litseq translate`` does."""
 
     def build(work: Work) -> Callable[..., dict[str, Any]]:
         from litseq import Seq2Seq
+        from litseq.heap import keep_freed
 
+        keep_freed()
         translator = Seq2Seq.load_from_checkpoint(work["ckpt"]).eval().translator(int8=int8)
         assert translator is not None
         options = options_of(work)

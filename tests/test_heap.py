@@ -1,14 +1,39 @@
-"""Freed memory is given back where there is a way, and nothing is said where there is none."""
+"""Freed memory is kept or given back where there is a way; nothing is said where there is none."""
 
 import ctypes
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-from litseq.heap import give_back
+from litseq.heap import give_back, keep_freed
+
+FREES = """
+import json
+import torch
+from litseq.heap import give_back, keep_freed
+
+def held():
+    with open("/proc/self/status") as file:
+        (line,) = (line for line in file if line.startswith("VmRSS"))
+    return int(line.split()[1]) // 1024
+
+{call}
+before = held()
+tensors = [torch.ones(2**22) for _ in range(20)]  # 16 MB each
+taken = held() - before
+del tensors
+kept = held() - before
+give_back()
+print(json.dumps([taken, kept, held() - before]))
+"""
 
 
+@pytest.mark.parametrize("call", [give_back, keep_freed])
 @pytest.mark.parametrize("error", [TypeError, OSError, AttributeError])
-def test_other_systems_have_no_such_function(monkeypatch, error):
+def test_other_systems_have_no_such_function(monkeypatch, call, error):
     asked = []
 
     def missing(name):
@@ -16,5 +41,28 @@ def test_other_systems_have_no_such_function(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    give_back()
-    assert asked == [None]
+    call()
+    assert asked[0] is None
+
+
+def _held(call, **environ):
+    """Megabytes more than before: with tensors, without them, and after ``give_back``."""
+    command = [sys.executable, "-c", FREES.format(call=call)]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**env, **environ}
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_what_is_freed_is_kept_until_it_is_given_back():
+    for call, environ, keeps in (
+        ("keep_freed()", {}, True),
+        ("", {}, False),
+        ("keep_freed()", {"MALLOC_MMAP_THRESHOLD_": "1000000"}, False),
+    ):
+        taken, kept, left = _held(call, **environ)
+        assert taken > 300
+        assert (kept > 300) == keeps, (call, environ)
+        assert left < 50

@@ -233,4 +233,4 @@ def _sum(values: Tensor, keep: Tensor) -> Tensor:
 
 def compute_dtype(logits: Tensor) -> torch.dtype:
     """Float32 at least, whatever the precision of the logits."""
-    return torch.promote_types(logits.dtype, torch.float32)
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32

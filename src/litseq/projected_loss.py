@@ -102,7 +102,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             for h_piece, *piece in zip(*pieces, strict=True):
                 z = product(h_piece)  # (n, V)
                 probs = z.softmax(-1, dtype=compute_dtype(z))
-                chosen = z.gather(-1, piece[0])[:, 0]
+                chosen = z.gather(-1, piece[0])
                 found.append((chosen, z.amax(-1), probs.amax(-1)))
                 if slopes is not None:
                     slope = probs.scatter_add_(-1, *piece[:2])
@@ -110,6 +110,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                         slope.mul_(piece[2][:, None])
                     slopes.add(h_piece, slope.to(dtype))
             chosen, top, top_prob = (torch.cat(x) for x in zip(*found, strict=True))
+            chosen = chosen.squeeze(1)
             # the normaliser, from the most probable token, whose logarithm is exact
             log_norm = top - top_prob.log()
             # of a target that is spread evenly: the normaliser less the mean logit
@@ -157,6 +158,7 @@ class _Product:
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self._given = weight, bias
         self._cast = weight.to(dtype), bias.to(dtype)
+        self._transposed = weight.t()
         self._packing = Packing()
 
     def __call__(self, h: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ class _Product:
     def back(self, slope: Tensor) -> Tensor:
         """Gives the gradient of (n, D) from that of logits, (n, V)."""
         if self._packing.takes(slope, self._given[0]):
-            return self._packing.product_back(slope, self._given[0])
+            return self._packing.rare_product(slope, self._transposed)
         return slope @ self._cast[0]
 
 

@@ -29,7 +29,7 @@ from litseq import checkpoints, sharding
 from litseq.data.tokenizer import TranslationTokenizer
 from litseq.decoding import SearchOptions
 from litseq.evaluation import Evaluation, corpus_scores
-from litseq.heap import give_back
+from litseq.heap import give_back, keep_freed
 from litseq.hub import HubModel
 from litseq.layers.linear import Packing
 from litseq.layers.sizes import check_finite
@@ -181,10 +181,19 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
         """
 
     def setup(self, stage: str) -> None:
-        """Takes vocabulary and ids from the DataModule's tokenizer, if it has a litseq one."""
+        """Takes vocabulary and ids from the DataModule's tokenizer, if it has a litseq one.
+
+        On a CPU, freed memory is kept until ``teardown`` (``litseq.heap``).
+        """
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed()
         tokenizer = getattr(self._datamodule(), "tokenizer", None)
         if isinstance(tokenizer, TranslationTokenizer):
             self._adopt(tokenizer)
+
+    def teardown(self, stage: str) -> None:
+        """Gives back what was freed."""
+        give_back()
 
     def configure_model(self) -> None:
         """Builds the network once the vocabulary is known; does nothing the second time.

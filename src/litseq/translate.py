@@ -15,6 +15,7 @@ import torch
 
 from litseq.decoding import SearchOptions
 from litseq.engines import Engine, load_exported
+from litseq.heap import keep_freed
 from litseq.layers.linear import Packing
 from litseq.task import Seq2Seq
 from litseq.textfiles import (
@@ -153,6 +154,8 @@ def _load(
                 "made."
             )
         module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
+        if module.device.type == "cpu":
+            keep_freed()
         translator = module.eval().translator(int8=int8)
         if translator is None:
             return module.translations, module.search_options  # which says what is missing

@@ -13,11 +13,31 @@ def test_drops_its_share_and_keeps_the_mean(p):
     deviation = (p * (1 - p) / n) ** 0.5
     assert abs(dropped.mean().item() - p) < 5 * deviation
     assert y[y != 0].unique().item() == pytest.approx(1 / (1 - p), rel=2e-4)
-    # each of the four numbers of a word is as random as the others, and neighbours are independent
-    for place in range(4):
-        assert abs(dropped[place::4].mean().item() - p) < 5 * 2 * deviation
-    both = (dropped[1:] * dropped[:-1]).mean().item()
-    assert abs(both - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5 + 5 * p * deviation
+    # each of the eight bytes of a word is as random as the others, and neighbours are independent
+    for place in range(8):
+        assert abs(dropped[place::8].mean().item() - p) < 5 * 8**0.5 * deviation
+    for apart in (1, 2, 255, 256):
+        both = (dropped[apart:] * dropped[:-apart]).mean().item()
+        assert abs(both - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5 + 5 * p * deviation
+
+
+def test_a_second_byte_says_what_one_cannot():
+    """A probability between two that a byte can say; runs of elements have the second together."""
+    torch.manual_seed(0)
+    p, runs, length = 100.5 / 256, 4_000, 256
+    share = (Dropout(p)(torch.ones(runs, length)) == 0).double().mean(1)
+    assert abs(share.mean().item() - p) < 5 * (p * (1 - p) / (runs * length)) ** 0.5
+    # no run is further from it than chance alone would have it
+    assert share.std().item() == pytest.approx((p * (1 - p) / length) ** 0.5, rel=0.05)
+
+
+def test_more_than_a_byte_can_say_is_torchs():
+    x = torch.randn(50)
+    found = []
+    for dropout in (Dropout(0.999), torch.nn.Dropout(0.999)):
+        torch.manual_seed(0)
+        found.append(dropout(x))
+    assert found[0].equal(found[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

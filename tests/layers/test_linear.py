@@ -283,7 +283,7 @@ def test_elsewhere_training_is_torchs(trained, case):
 
 
 @pytest.mark.parametrize("num_rows", [64, 100])
-def test_the_way_back(num_rows):
-    y, weight = torch.randn(num_rows, N), nn.Parameter(torch.randn(N, K))
+def test_a_rare_product(num_rows):
+    x, weight = torch.randn(num_rows, K), nn.Parameter(torch.randn(N, K))
     with torch.no_grad():
-        torch.testing.assert_close(Packing().product_back(y, weight), y @ weight)
+        torch.testing.assert_close(Packing().rare_product(x, weight), F.linear(x, weight))

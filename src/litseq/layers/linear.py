@@ -58,9 +58,7 @@ def linear(
     if _is_trained_by_onednn(x, weight):
         y = _Trained.apply(x, weight, bias, rows)  # type: ignore[no-untyped-call]
     else:
-        if rows is not None:
-            weight, bias = weight[rows], None if bias is None else bias[rows]
-        y = F.linear(x, weight, bias)
+        y = F.linear(x, *_part(weight, bias, rows))
     return F.relu(y) if relu else y
 
 
@@ -130,13 +128,11 @@ class Packing:
     ) -> Tensor:
         """Computes what ``linear`` says."""
         key = id(weight), id(bias), rows and (rows.start, rows.stop, rows.step)
-        flat = x.flatten(0, -2)
         if key not in self._packed:
-            part = slice(None) if rows is None else rows
-            weight_part = weight.detach()[part]
-            bias_part = None if bias is None else bias.detach()[part]
+            bias_known = None if bias is None else bias.detach()
+            weight_part, bias_part = _part(weight.detach(), bias_known, rows)
             seen = self._seen.get(key, 0)
-            self._seen[key] = seen + flat.size(0)
+            self._seen[key] = seen + x.shape[:-1].numel()
             if not self.int8 and seen < _ROWS_TO_PACK:
                 y = F.linear(x, weight_part, bias_part)
                 return y.relu_() if relu else y
@@ -144,14 +140,16 @@ class Packing:
             # with both, so that nothing else gets their ids
             self._packed[key] = (weight, bias), pack(weight_part, bias_part)
         multiply = _multiply_int8 if self.int8 else _multiply_float32
-        y = multiply(flat, self._packed[key][1], relu=relu)
+        if x.dim() == 2:
+            return multiply(x, self._packed[key][1], relu=relu)
+        y = multiply(x.flatten(0, -2), self._packed[key][1], relu=relu)
         return y.view(*x.shape[:-1], y.size(-1))
 
-    def product_back(self, y: Tensor, weight: Tensor) -> Tensor:
-        """Computes ``y @ weight``, (R, N) by (N, K), in float32, not packed for it."""
-        if y.size(0) % ROWS_STEP:  # kernels are planned for few numbers of rows
-            return y @ weight
-        return _by_onednn(y, weight.t(), None)
+    def rare_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Computes ``F.linear(x, weight)``, (R, K) by (N, K), in float32, not packed for it."""
+        if x.size(0) % ROWS_STEP:  # kernels are planned for few numbers of rows
+            return F.linear(x, weight)
+        return _by_onednn(x, weight, None)
 
 
 _in_use: ContextVar[Packing | None] = ContextVar("_in_use", default=None)
@@ -235,10 +233,9 @@ class _Trained(torch.autograd.Function):
     ) -> Tensor:
         """Maps (R, K) to (R, N)."""
         ctx.save_for_backward(x, weight)
-        ctx.rows = slice(None) if rows is None else rows
+        ctx.rows = rows
         ctx.bias_size = 0 if bias is None else len(bias)
-        bias = None if bias is None else bias[ctx.rows]
-        return _by_onednn(x.contiguous(), weight[ctx.rows], bias)
+        return _by_onednn(x.contiguous(), *_part(weight, bias, rows))
 
     @staticmethod
     @once_differentiable
@@ -256,13 +253,20 @@ class _Trained(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_weight = _filled(weight.shape, ctx.rows, grad.t() @ x)
         if ctx.needs_input_grad[0]:
-            of_x = _by_onednn(grad, weight[ctx.rows].t(), None)
+            of_x = _by_onednn(grad, _part(weight, None, ctx.rows)[0].t(), None)
         return of_x, of_weight, of_bias, None
 
 
-def _filled(shape: Sequence[int], rows: slice, values: Tensor) -> Tensor:
+def _part(weight: Tensor, bias: Tensor | None, rows: slice | None) -> tuple[Tensor, Tensor | None]:
+    """Those rows of both."""
+    if rows is None:
+        return weight, bias
+    return weight[rows], None if bias is None else bias[rows]
+
+
+def _filled(shape: Sequence[int], rows: slice | None, values: Tensor) -> Tensor:
     """Values in the rows that they are of, zeros elsewhere."""
-    if len(values) == shape[0]:
+    if rows is None:
         return values
     filled = values.new_zeros(shape)
     filled[rows] = values

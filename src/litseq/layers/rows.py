@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,10 +41,7 @@ def to_rows(x: Tensor) -> Tensor:
 
 def from_rows(rows: Tensor, size: Size) -> Tensor:
     """Undoes ``to_rows``: float (B, T, D)."""
-    batch, length = size
-    if len(rows) > batch * length:
-        rows = rows[: batch * length]
-    return rows.view(batch, length, rows.size(-1))
+    return _positions(rows, size).view(*size, rows.size(-1))
 
 
 def split_heads(rows: Tensor, size: Size, *, parts: int, num_heads: int) -> tuple[Tensor, ...]:
@@ -80,10 +78,24 @@ def _round_up(num_rows: int) -> int:
     return -(-num_rows // step) * step
 
 
+def _positions(rows: Tensor, size: Size) -> Tensor:
+    """Those that are no padding of their number."""
+    number = size[0] * size[1]
+    return rows if len(rows) == number else rows[:number]
+
+
 def _heads(rows: Tensor, size: Size, parts: int, num_heads: int) -> Tensor:
-    batch, length = size
-    shape = batch, length, parts, num_heads, rows.size(-1) // (parts * num_heads)
-    return rows[: batch * length].view(shape).permute(2, 0, 3, 1, 4)  # (parts, B, H, T, d)
+    shape = *size, parts, num_heads, rows.size(-1) // (parts * num_heads)
+    return _positions(rows, size).view(shape).permute(2, 0, 3, 1, 4)  # (parts, B, H, T, d)
+
+
+def _blank_rows(shape: Sequence[int], size: Size, like: Tensor) -> Tensor:
+    """Rows to be written, those beyond the positions zero."""
+    rows = like.new_empty(shape)
+    number = size[0] * size[1]
+    if len(rows) > number:
+        rows[number:].zero_()
+    return rows
 
 
 class _SplitHeads(torch.autograd.Function):
@@ -107,11 +119,10 @@ class _SplitHeads(torch.autograd.Function):
         *grads: Tensor,
     ) -> tuple[Tensor, None, None, None]:
         """Puts the gradients side by side again."""
-        of_rows = grads[0].new_empty(ctx.shape)
+        of_rows = _blank_rows(ctx.shape, ctx.size, grads[0])
         heads = _heads(of_rows, ctx.size, len(grads), grads[0].size(1))
         for part, grad in zip(heads.unbind(0), grads, strict=True):
             part.copy_(grad)
-        of_rows[ctx.size[0] * ctx.size[1] :].zero_()
         return of_rows, None, None, None
 
 
@@ -127,9 +138,8 @@ class _JoinHeads(torch.autograd.Function):
         """Returns rows, those beyond the positions zero."""
         batch, ctx.num_heads, length, width = heads.shape
         ctx.size = batch, length
-        rows = heads.new_empty(num_rows, ctx.num_heads * width)
+        rows = _blank_rows((num_rows, ctx.num_heads * width), ctx.size, heads)
         _heads(rows, ctx.size, 1, ctx.num_heads)[0].copy_(heads)
-        rows[batch * length :].zero_()
         return rows
 
     @staticmethod
