@@ -133,7 +133,7 @@ def limit(work: Work) -> Callable[..., dict[str, Any]]:
 
 
 def loop(model: nn.Module, work: Work) -> Callable[..., dict[str, Any]]:
-    """The plainest training loop: whose model it is, is the only difference.
+    """The plainest training loop, the same for all models.
 
     Args:
         model: Gives the loss of (src, tgt), int64 (B, S) and (B, T), padded with 0.

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -10,6 +11,12 @@ import pytest
 
 from litseq.heap import give_back, keep_freed
 
+SETTINGS = (
+    "GLIBC_TUNABLES",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+)
 FREES = """
 import json
 import torch
@@ -41,6 +48,8 @@ def test_other_systems_have_no_such_function(monkeypatch, call, error):
         raise error
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
     call()
     assert asked[0] is None
 
@@ -48,19 +57,23 @@ def test_other_systems_have_no_such_function(monkeypatch, call, error):
 def _held(call, **environ):
     """Megabytes more than before: with tensors, without them, and after ``give_back``."""
     command = [sys.executable, "-c", FREES.format(call=call)]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**env, **environ}
     )
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="tensors are not glibc's"
+)
 def test_what_is_freed_is_kept_until_it_is_given_back():
     for call, environ, keeps in (
         ("keep_freed()", {}, True),
         ("", {}, False),
         ("keep_freed()", {"MALLOC_MMAP_THRESHOLD_": "1000000"}, False),
+        ("keep_freed()", {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000"}, False),
+        ("keep_freed()", {"MALLOC_ARENA_MAX": "2"}, True),
     ):
         taken, kept, left = _held(call, **environ)
         assert taken > 300

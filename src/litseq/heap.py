@@ -10,20 +10,23 @@ from typing import Any
 __all__ = ["give_back", "keep_freed"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-_KEPT = 2**31 - 1  # bytes, the most that there is an int for
-_MAPPED = 2**25  # larger ones are pages of their own, which glibc returns at once; its most
+_NEVER = -1
+_MAPPED = 2**25  # bytes; what is larger has pages of its own, which glibc returns at once
+_SETTINGS = tuple(f"MALLOC_{name}_" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "TOP_PAD"))
 
 
 def keep_freed() -> None:
-    """Keeps freed memory for what is asked for next, on Linux with glibc; until the process ends.
+    """Keeps freed memory for what is asked for next, as torch does on GPUs; with glibc.
 
-    Or else the system takes pages away between two steps and has to find and clear others. What a
-    process holds at most is the same. Where the environment says what glibc shall do, that stands.
+    Or else the system takes pages away in each step, and has to find and clear others in the next.
+    It holds until the process ends, and for all of it, and does nothing where tensors have another
+    allocator, such as on ARM. Where the environment says what glibc shall do, that stands.
     """
-    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc." in tunables or any(name in os.environ for name in _SETTINGS):
         return
     _call("mallopt", _MMAP_THRESHOLD, _MAPPED)
-    _call("mallopt", _TRIM_THRESHOLD, _KEPT)
+    _call("mallopt", _TRIM_THRESHOLD, _NEVER)
 
 
 def give_back() -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from litseq.layers.linear import Packing, is_plain
+from litseq.layers.linear import Packing, is_plain, unpacked_product
 from litseq.layers.rows import ROWS_STEP
 from litseq.losses import (
     IGNORE,
@@ -23,8 +23,9 @@ from litseq.losses import (
 __all__ = ["projected_loss"]
 
 _PIECE = {True: 2**23, False: 2**27}
-"""Bytes of the logits of a piece, by whether they are on a CPU: as many as stay in its cache until
-they have become gradients, and rows enough for a fast product."""
+"""Bytes of the logits of a piece, by whether they are on a CPU: there as many as stay in its cache
+until they have become gradients, and rows enough for a fast product. In bfloat16 more rows pay,
+though the probabilities are float32."""
 
 
 def projected_loss(
@@ -170,7 +171,7 @@ class _Product:
     def back(self, slope: Tensor) -> Tensor:
         """Gives the gradient of (n, D) from that of logits, (n, V)."""
         if self._packing.takes(slope, self._given[0]):
-            return self._packing.rare_product(slope, self._transposed)
+            return unpacked_product(slope, self._transposed)
         return slope @ self._cast[0]
 
 

@@ -183,17 +183,13 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Takes vocabulary and ids from the DataModule's tokenizer, if it has a litseq one.
 
-        On a CPU, freed memory is kept until ``teardown`` (``litseq.heap``).
+        On a CPU, the process keeps freed memory from here on (``litseq.heap``).
         """
-        if self.trainer.strategy.root_device.type == "cpu":
+        if self.device.type == "cpu":
             keep_freed()
         tokenizer = getattr(self._datamodule(), "tokenizer", None)
         if isinstance(tokenizer, TranslationTokenizer):
             self._adopt(tokenizer)
-
-    def teardown(self, stage: str) -> None:
-        """Gives back what was freed."""
-        give_back()
 
     def configure_model(self) -> None:
         """Builds the network once the vocabulary is known; does nothing the second time.

@@ -19,12 +19,14 @@ _SHARING = 256  # elements that have the second one together
 class Dropout(nn.Dropout):
     """``torch.nn.Dropout``, with an eighth of the random numbers on a CPU.
 
-    torch draws one there for each element. A byte says as well whether it stays, but where it has
-    the one value of 256 in whose midst ``p`` lies: of that a second byte decides, for 256 elements
-    together. So an element is dropped with a probability that differs from ``p`` by less than 1 in
-    100,000, and the scale is that of the probability. The bytes are of numpy's SFC64, whose seed is
-    drawn from torch's generator each time, so seeds and checkpoints mean what they always do. On
-    other devices, and compiled, it is torch's own, which is fast there.
+    torch draws one there for each element. Here an element is dropped if its random byte is below
+    256 p, which a second byte rounds down or up, for 256 elements together, as often as it takes:
+    the probability of each differs from p by less than 1 in 100,000, and the scale is that of the
+    probability. (Elements that share a rounding are correlated by it: by 4e-5 where p is 0.1.)
+
+    The bytes are of numpy's SFC64, whose seed is drawn from torch's generator each time, so seeds
+    and checkpoints mean what they always do. On other devices, compiled, and with p above 0.996 it
+    is torch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:

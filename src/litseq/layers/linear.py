@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from litseq.layers.rows import ROWS_STEP, is_trained_on_cpu
 
-__all__ = ["Linear", "Packing", "is_plain", "linear", "packed_weights"]
+__all__ = ["Linear", "Packing", "is_plain", "linear", "packed_weights", "unpacked_product"]
 
 _ROWS_TO_PACK = 256
 """So many rows are multiplied as they are: for fewer, packing takes longer than it saves."""
@@ -145,12 +145,6 @@ class Packing:
         y = multiply(x.flatten(0, -2), self._packed[key][1], relu=relu)
         return y.view(*x.shape[:-1], y.size(-1))
 
-    def rare_product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Computes ``F.linear(x, weight)``, (R, K) by (N, K), in float32, not packed for it."""
-        if x.size(0) % ROWS_STEP:  # kernels are planned for few numbers of rows
-            return F.linear(x, weight)
-        return _by_onednn(x, weight, None)
-
 
 _in_use: ContextVar[Packing | None] = ContextVar("_in_use", default=None)
 
@@ -193,6 +187,13 @@ def _multiply_float32(x: Tensor, packed: Float32, *, relu: bool) -> Tensor:
     x = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
     y = _by_onednn(x, weight, bias, relu=relu)
     return y[:num_rows] if short else y
+
+
+def unpacked_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Computes ``F.linear(x, weight)`` of what a packing takes, (R, K) and (N, K), without one."""
+    if x.size(0) % ROWS_STEP:  # kernels are planned for few numbers of rows
+        return F.linear(x, weight)
+    return _by_onednn(x, weight, None)
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
@@ -258,7 +259,7 @@ class _Trained(torch.autograd.Function):
 
 
 def _part(weight: Tensor, bias: Tensor | None, rows: slice | None) -> tuple[Tensor, Tensor | None]:
-    """Those rows of both."""
+    """Those rows of both; None: all."""
     if rows is None:
         return weight, bias
     return weight[rows], None if bias is None else bias[rows]
