@@ -175,13 +175,10 @@ def peer(name: str) -> Callable[[Work], Callable[..., dict[str, Any]]]:
 
 
 class Ours(nn.Module):
-    """A litseq network and its loss, in a process that keeps freed memory as ``fit`` does."""
+    """A litseq network and its loss."""
 
     def __init__(self, network: nn.Module, label_smoothing: float) -> None:
-        from litseq.heap import keep_freed
-
         super().__init__()
-        keep_freed()
         self.network = network
         self.label_smoothing = label_smoothing
 
@@ -230,14 +227,20 @@ def dropouts(sizes: dict[str, Any]) -> dict[str, float]:
 
 def litseq(work: Work) -> Callable[..., dict[str, Any]]:
     """Network and loss in the plain loop."""
-    network = network_of(work["sizes"]).train()
-    return loop(Ours(network, work["sizes"]["label_smoothing"]), work)
+    return our_loop(network_of(work["sizes"]).train(), work)
 
 
 def compiled(work: Work) -> Callable[..., dict[str, Any]]:
     """The same, compiled with dynamic shapes."""
-    network = network_of(work["sizes"]).train()
-    return loop(Ours(torch.compile(network, dynamic=True), work["sizes"]["label_smoothing"]), work)
+    return our_loop(torch.compile(network_of(work["sizes"]).train(), dynamic=True), work)
+
+
+def our_loop(network: nn.Module, work: Work) -> Callable[..., dict[str, Any]]:
+    """The plain loop, in a process that keeps freed memory as ``litseq fit`` does."""
+    from litseq.heap import keep_freed
+
+    keep_freed()
+    return loop(Ours(network, work["sizes"]["label_smoothing"]), work)
 
 
 def trainer(work: Work) -> Callable[..., dict[str, Any]]:

@@ -51,6 +51,8 @@ def linear(
         rows: Those that are meant, where several maps stand in one weight.
         relu: Gives ReLU of it.
     """
+    if rows == slice(0, len(weight)):
+        rows = None
     packing = None if torch.compiler.is_compiling() else _in_use.get()
     if packing is not None and packing.takes(x, weight):
         return packing.product(x, weight, bias, rows, relu=relu)

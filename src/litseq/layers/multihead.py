@@ -190,8 +190,7 @@ class MultiheadAttention(nn.Module):
     def _project(self, x: Tensor, start: int, end: int, size: Size | None) -> tuple[Tensor, ...]:
         if size is None:
             x, size = x.flatten(0, 1), (x.size(0), x.size(1))
-        all_three = end - start == 3
-        part = None if all_three else slice(start * self.d_model, end * self.d_model)
+        part = slice(start * self.d_model, end * self.d_model)
         y = linear(x, self.in_proj_weight, self.in_proj_bias, rows=part)  # (R, n D)
         return split_heads(y, size, parts=end - start, num_heads=self.num_heads)
 
