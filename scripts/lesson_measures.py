@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import litseq
 from litseq.data.demo import load_demo
-from litseq.layers.multihead import DotProductAttention, attention_weights
+from litseq.layers.dot_product import DotProductAttention, attention_weights
 from litseq.layers.positions import sinusoids
 
 SENTENCE = "June 23, 2025, 7:00 PM"

@@ -15,6 +15,7 @@ SETTINGS = (
     "GLIBC_TUNABLES",
     "MALLOC_TRIM_THRESHOLD_",
     "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_MMAP_MAX_",
     "MALLOC_TOP_PAD_",
 )
 FREES = """
@@ -29,7 +30,7 @@ def held():
 
 {call}
 before = held()
-tensors = [torch.ones(2**22) for _ in range(20)]  # 16 MB each
+tensors = [torch.ones({size} * 2**18) for _ in range({number})]
 taken = held() - before
 del tensors
 kept = held() - before
@@ -54,9 +55,12 @@ def test_other_systems_have_no_such_function(monkeypatch, call, error):
     assert asked[0] is None
 
 
-def _held(call, **environ):
-    """Megabytes more than before: with tensors, without them, and after ``give_back``."""
-    command = [sys.executable, "-c", FREES.format(call=call)]
+def _held(call, *, size=16, number=20, **environ):
+    """Megabytes more than before: with tensors, without them, and after ``give_back``.
+
+    Tensors of so many megabytes.
+    """
+    command = [sys.executable, "-c", FREES.format(call=call, size=size, number=number)]
     env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**env, **environ}
@@ -68,14 +72,19 @@ def _held(call, **environ):
     sys.platform != "linux" or platform.machine() != "x86_64", reason="tensors are not glibc's"
 )
 def test_what_is_freed_is_kept_until_it_is_given_back():
-    for call, environ, keeps in (
+    for call, options, keeps in (
         ("keep_freed()", {}, True),
+        ("keep_freed()", {"size": 64, "number": 5}, True),
+        ("keep_freed(training=True)", {}, False),
+        ("keep_freed(training=True)", {"size": 8, "number": 40}, True),
+        ("keep_freed(training=True); keep_freed()", {}, True),
         ("", {}, False),
         ("keep_freed()", {"MALLOC_MMAP_THRESHOLD_": "1000000"}, False),
         ("keep_freed()", {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000"}, False),
+        ("keep_freed()", {"MALLOC_MMAP_MAX_": "65536"}, False),
         ("keep_freed()", {"MALLOC_ARENA_MAX": "2"}, True),
     ):
-        taken, kept, left = _held(call, **environ)
+        taken, kept, left = _held(call, **options)
         assert taken > 300
-        assert (kept > 300) == keeps, (call, environ)
+        assert (kept > 300) == keeps, (call, options)
         assert left < 50

@@ -4,7 +4,7 @@ import torch
 
 from command_line import litseq
 from litseq.architectures import RnnAttentionSeq2Seq, RnnSeq2Seq, TransformerSeq2Seq
-from litseq.layers.multihead import DotProductAttention
+from litseq.layers.dot_product import DotProductAttention
 from litseq.layers.positions import SinusoidalPositions, sinusoids
 from litseq.layers.score import ScoreAttention
 from litseq.precision import check_precision, possible_precisions

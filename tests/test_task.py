@@ -283,19 +283,33 @@ def test_bfloat16(family, datamodule, tmp_path, precision):
 
 
 @pytest.mark.parametrize(
-    ("precision", "calls"), [("32-true", ["keep"]), ("bf16-mixed", ["keep", "give", "give"])]
+    ("precision", "calls"),
+    [("32-true", [False, True]), ("bf16-mixed", [False, True, "give", "give"])],
 )
 def test_freed_memory_is_kept_and_in_bfloat16_given_back_now_and_then(
     tmp_path, monkeypatch, precision, calls
 ):
     called, clock = [], itertools.count(0, 4)
     monkeypatch.setattr(task, "_GIVE_BACK_EVERY", 10.0)
-    monkeypatch.setattr(task, "keep_freed", lambda: called.append("keep"))
+    monkeypatch.setattr(task, "keep_freed", lambda *, training: called.append(training))
     monkeypatch.setattr(task, "give_back", lambda: called.append("give"))
     monkeypatch.setattr(task, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     run = trainer(tmp_path, max_steps=7, limit_val_batches=0, precision=precision, logger=False)
     run.fit(make(RnnSeq2Seq, vocab_size=23), Batches([batch([3, 2])] * 7))
     assert called == calls
+
+
+def test_what_is_kept_depends_on_whether_it_trains_or_searches(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(task, "keep_freed", lambda *, training: called.append(training))
+    module, batches = make(RnnSeq2Seq, vocab_size=23), Batches([batch([3, 2])] * 2)
+    run = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0, logger=False)
+    run.fit(module, batches)
+    assert called == [False, True, *[False, True] * 2]  # setup, training, each validation
+    called.clear()
+    run.test(module, batches, verbose=False)
+    assert called
+    assert not any(called)
 
 
 def test_learns(family, datamodule, tmp_path):

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from litseq.types import compute_dtype
+
 __all__ = [
     "IGNORE",
     "TokenLoss",
     "check_label_smoothing",
-    "compute_dtype",
     "r_drop_loss",
     "smoothed",
     "token_loss",
@@ -229,8 +230,3 @@ def smoothed(nll: Tensor, uniform: list[Tensor], label_smoothing: float) -> Tens
 
 def _sum(values: Tensor, keep: Tensor) -> Tensor:
     return values.masked_fill(~keep, 0).sum()
-
-
-def compute_dtype(logits: Tensor) -> torch.dtype:
-    """Float32 at least, whatever the precision of the logits."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -15,10 +15,10 @@ from litseq.losses import (
     IGNORE,
     TokenLoss,
     check_label_smoothing,
-    compute_dtype,
     smoothed,
     token_loss,
 )
+from litseq.types import compute_dtype
 
 __all__ = ["projected_loss"]
 

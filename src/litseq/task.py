@@ -185,8 +185,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
 
         On a CPU, the process keeps freed memory from here on (``litseq.heap``).
         """
-        if self.device.type == "cpu":
-            keep_freed()
+        self._keep_freed(training=False)
         tokenizer = getattr(self._datamodule(), "tokenizer", None)
         if isinstance(tokenizer, TranslationTokenizer):
             self._adopt(tokenizer)
@@ -254,6 +253,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
         """Forgets the tokens of an accumulation that was broken off."""
         self._num_tokens = None
         self._gave_back = time.monotonic()
+        self._keep_freed(training=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         """Gives freed memory back now and then, in bfloat16 on a CPU.
@@ -429,14 +429,20 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
 
     def on_validation_start(self) -> None:
         """Gathers a sharded network, so that ranks may differ in what they do."""
+        self._keep_freed(training=False)
         sharding.gather(self.network)
 
     def on_validation_end(self) -> None:
         """Shards it again."""
         sharding.scatter(self.network)
+        self._keep_freed(training=self.trainer.state.fn == "fit")
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
+
+    def _keep_freed(self, *, training: bool) -> None:
+        if self.device.type == "cpu":
+            keep_freed(training=training)
 
     def on_validation_epoch_start(self) -> None:
         """Begins new sums."""

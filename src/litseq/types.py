@@ -22,6 +22,7 @@ __all__ = [
     "Translation",
     "WordAlignment",
     "check_batch",
+    "compute_dtype",
     "shift_right",
     "stack_rows",
 ]
@@ -186,6 +187,11 @@ class DecoderState(_Rows):
     a method ``join(other)`` too, which puts the rows of another state behind its own, lets the last
     sentences of a batch wait for those of others.
     """
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What to compute in where half precision does not suffice: float32, or float64 as x has it."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def stack_rows(

@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused_before_step_1(tmp_path, monkeypatch):
 @pytest.fixture
 def no_memory_of_former_tests(monkeypatch):
     """Lets all but small tensors have memory of their own, not what earlier ones have freed."""
-    monkeypatch.setattr("litseq.task.keep_freed", lambda: None)
+    monkeypatch.setattr("litseq.task.keep_freed", lambda *, training: None)
     mmap_threshold, libc = -3, ctypes.CDLL(None)
     libc.mallopt(mmap_threshold, 2**17)
     gc.collect()  # or what they left is freed in the midst of a step, and makes room

@@ -50,6 +50,13 @@ def test_gradient_goes_where_the_value_went(dtype):
     torch.testing.assert_close(x.grad, torch.where(y == 0, 0, 2).to(dtype))
 
 
+def test_a_byte_an_element_is_kept():
+    kept, x = [], torch.randn(40, 50, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        Dropout(0.3)(x)
+    assert [(tensor.dtype, tensor.shape) for tensor in kept] == [(torch.uint8, x.shape)]
+
+
 def test_draws_are_those_of_the_seed():
     dropout, x, found = Dropout(0.3), torch.randn(50), []
     for seed in (1, 1, 2):

@@ -3,13 +3,11 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from litseq.layers import dot_product
+from litseq.layers.dot_product import DotProductAttention, _without_cudnn, attention_weights
+from litseq.layers.dropout import Dropout
 from litseq.layers.masks import causal_mask, padding_to_attention_mask
-from litseq.layers.multihead import (
-    DotProductAttention,
-    MultiheadAttention,
-    _without_cudnn,
-    attention_weights,
-)
+from litseq.layers.multihead import MultiheadAttention
 
 B, S, T, D, H = 2, 7, 5, 12, 3
 
@@ -139,6 +137,59 @@ def test_training_in_bfloat16_drops_weights():
     v = torch.eye(400, dtype=torch.bfloat16)[None, None]  # the output is the weights
     kept = (product(q, k, v) != 0).float().mean().item()
     assert abs(kept - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("block", [1, 2**22])  # each head by itself, all together
+@pytest.mark.parametrize("masked", ["source", "each", "causal", "nothing"])
+def test_training_with_dropout_has_the_gradients_of_autograd(masked, block, monkeypatch):
+    monkeypatch.setattr(dot_product, "_BLOCK", block)
+    torch.manual_seed(0)
+    batch, heads, queries, width = 2, 3, 5, 4
+    keys = queries if masked == "causal" else 7
+    q = torch.randn(batch, heads, queries, width, dtype=torch.float64)
+    k, v = torch.randn(2, batch, heads, keys, width, dtype=torch.float64).unbind(0)
+    mask = {
+        "source": torch.arange(keys) < torch.tensor([4, 6])[:, None, None, None],
+        "each": (torch.rand(batch, 1, queries, keys) < 0.6).index_fill(3, torch.tensor(1), True),
+        "causal": causal_mask(keys, device=q.device),
+        "nothing": None,
+    }[masked]
+    product = DotProductAttention("cross", dropout=0.3, scale=0.7)
+    drawn = []
+
+    def draw(self, shape):
+        drawn.append(real(self, shape))
+        return drawn[-1]
+
+    real = Dropout.draw
+    monkeypatch.setattr(Dropout, "draw", draw)
+    found, weight = [], torch.randn(batch, heads, queries, width, dtype=torch.float64)
+    for ours in (True, False):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        if ours:
+            causal = masked == "causal"
+            y = product(*leaves, attn_mask=None if causal else mask, is_causal=causal)
+        else:
+            assert len(drawn) == (batch * heads if block == 1 else 1)
+            who = torch.cat([kept.who for kept in drawn]).view(batch, heads, queries, keys)
+            assert 0 < who.double().mean() < 1
+            weights = attention_weights(*leaves[:2], attn_mask=mask, scale=0.7)
+            y = (weights * who * drawn[0].scale) @ leaves[2]
+        found.append([y, *torch.autograd.grad((y * weight).sum(), leaves)])
+    torch.testing.assert_close(*found)
+
+
+def test_training_keeps_the_weights_once_and_a_byte_for_who_is_dropped():
+    product = DotProductAttention("encoder", dropout=0.1)
+    q, k, v = torch.randn(3, 2, 3, 50, 4, requires_grad=True).unbind(0)
+    mask = torch.ones(2, 1, 1, 50, dtype=torch.bool)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t
+    ):
+        product(q, k, v, attn_mask=mask)
+    found = sorted((t.numel(), t.dtype.itemsize) for t in kept.values() if t.numel() > q.numel())
+    assert found == [(2 * 3 * 50 * 50, 1), (2 * 3 * 50 * 50, 4)]
 
 
 def test_only_cudnns_kernel_is_left_out():

@@ -10,13 +10,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litseq.layers.multihead import DotProductAttention, attention_weights
+from litseq.layers.dot_product import DotProductAttention, attention_weights
 from litseq.layers.score import ScoreAttention
-from litseq.types import AttentionKind
+from litseq.types import AttentionKind, compute_dtype
 
 __all__ = ["READERS", "Reader", "Seen", "self_attention_kind"]
 
@@ -55,7 +54,7 @@ def _widen(x: Any) -> Any:  # noqa: ANN401 - a tensor, or None
     """Half precision becomes float32, so that a softmax is shown as it is meant."""
     if x is None or not x.is_floating_point():
         return x
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(compute_dtype(x))
 
 
 def read_dot_product(

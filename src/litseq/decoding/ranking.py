@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from litseq.types import compute_dtype
+
 __all__ = ["first_maximum", "next_log_probs", "top_k"]
 
 _CHUNK = 64
@@ -26,8 +28,7 @@ def next_log_probs(logits: Tensor, suppress: Sequence[int]) -> Tensor:
     Returns:
         float64 (N, V) where ``logits`` is float64, else float32; in nats.
     """
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    log_probs = logits.log_softmax(dim=-1, dtype=dtype)
+    log_probs = logits.log_softmax(dim=-1, dtype=compute_dtype(logits))
     for token in suppress:
         log_probs[:, token] = -torch.inf
     return log_probs

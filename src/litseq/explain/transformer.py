@@ -15,7 +15,8 @@ from torch import Tensor
 from litseq.attention.summaries import confidence, summarize
 from litseq.explain.arrays import Json, array, as_bytes, digest, numbers, size
 from litseq.explain.forward import Forward, Method, Room
-from litseq.layers.multihead import MultiheadAttention, attention_weights
+from litseq.layers.dot_product import attention_weights
+from litseq.layers.multihead import MultiheadAttention
 from litseq.layers.positions import LearnedPositions, NoPositions, SinusoidalPositions
 from litseq.models import Transformer
 from litseq.types import AttentionKind

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Dropout"]
+__all__ = ["Dropout", "Kept"]
 
 _VALUES = 2**16  # of two random bytes
 _SHARING = 256  # elements that have the second one together
@@ -33,17 +34,18 @@ class Dropout(nn.Dropout):
         """Zeroes elements of x, float of any shape, and scales the rest; nothing in evaluation."""
         if not self.training:
             return x
-        if not self._is_fast(x):
+        if not self.is_fast(x):
             return super().forward(x)
-        return x * self._factors(x)
+        y: Tensor = _Dropped.apply(x, self.draw(x.shape))  # type: ignore[no-untyped-call]
+        return y
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Gives ``residual + self(x)``, both float of one shape; hooks are then not called."""
         y: Tensor
-        if not self._is_fast(x) or residual.dtype != x.dtype or residual.shape != x.shape:
+        if not self.is_fast(x) or residual.dtype != x.dtype or residual.shape != x.shape:
             y = residual + self(x)
             return y
-        y = _AddedDropout.apply(residual, x, self._kept(x), self._scale)  # type: ignore[no-untyped-call]
+        y = _AddedDropout.apply(residual, x, self.draw(x.shape))  # type: ignore[no-untyped-call]
         return y
 
     def after_relu(self, x: Tensor) -> Tensor:
@@ -53,34 +55,24 @@ class Dropout(nn.Dropout):
         are then not called.
         """
         y: Tensor
-        if not self._is_fast(x):
+        if not self.is_fast(x):
             y = self(F.relu(x))
             return y
-        y = _ReluDropout.apply(x, self._factors(x), _rounded(self._scale, x.dtype))  # type: ignore[no-untyped-call]
+        y = _ReluDropout.apply(x, self.draw(x.shape))  # type: ignore[no-untyped-call]
         return y
 
-    @property
-    def _dropped(self) -> int:
-        return round(self.p * _VALUES)
-
-    @property
-    def _scale(self) -> float:
-        return _VALUES / (_VALUES - self._dropped)
-
-    def _is_fast(self, x: Tensor) -> bool:
+    def is_fast(self, x: Tensor) -> bool:
+        """Whether the numbers are drawn here, and not by torch."""
         plain = type(x) is Tensor and x.device.type == "cpu" and not self.inplace
         fast = plain and not torch.compiler.is_compiling()
         # the first byte can be no more than 255
         return self.training and fast and 0 < self._dropped < _VALUES - 256
 
-    def _factors(self, x: Tensor) -> Tensor:
-        """Draws what the elements of x are multiplied by: 0, or one over the share that stays."""
-        return self._kept(x).to(x.dtype).mul_(self._scale)
-
-    def _kept(self, x: Tensor) -> Tensor:
-        """Draws which elements of x stay, 0 or 1, uint8: read several times as fast as bool."""
+    def draw(self, shape: Sequence[int]) -> Kept:
+        """Draws who stays of so many elements, where ``is_fast``."""
         seed = int(torch.empty((), dtype=torch.int64).random_())
-        runs = -(-x.numel() // _SHARING)
+        number = math.prod(shape)
+        runs = -(-number // _SHARING)
         last = runs * _SHARING
         words = np.random.Generator(np.random.SFC64(seed)).integers(
             2**64, size=-(-(last + runs) // 8), dtype=np.uint64
@@ -88,14 +80,64 @@ class Dropout(nn.Dropout):
         draws = words.view(np.uint8)
         least, rest = divmod(self._dropped, 256)
         stays_from = np.uint8(least) + (draws[last : last + runs, None] < rest)
-        kept = draws[:last].reshape(runs, _SHARING) >= stays_from
-        return torch.from_numpy(kept.view(np.uint8).reshape(-1)[: x.numel()].reshape(x.shape))
+        who = draws[:last].reshape(runs, _SHARING) >= stays_from
+        return Kept(
+            torch.from_numpy(who.view(np.uint8).reshape(-1)[:number].reshape(shape)),
+            _VALUES / (_VALUES - self._dropped),
+        )
+
+    @property
+    def _dropped(self) -> int:
+        return round(self.p * _VALUES)
 
 
-@cache
-def _rounded(number: float, dtype: torch.dtype) -> float:
-    """What a tensor of a dtype holds of it."""
-    return float(torch.tensor(number, dtype=dtype))
+class Kept(NamedTuple):
+    """What a draw of dropout leaves.
+
+    Attributes:
+        who: 1 for an element that stays, else 0; uint8, which is read several times as fast as
+            bool.
+        scale: One over the share that stays.
+    """
+
+    who: Tensor
+    scale: float
+
+    def of(self, x: Tensor) -> Tensor:
+        """Zeroes elements of x, float of the shape that was drawn, and scales the rest."""
+        return (x * self.who).mul_(self.scale)
+
+
+def _keep(ctx: Any, kept: Kept) -> None:  # noqa: ANN401 - torch keeps it opaque
+    ctx.save_for_backward(kept.who)
+    ctx.scale = kept.scale
+
+
+def _kept(ctx: Any) -> Kept:  # noqa: ANN401
+    (who,) = ctx.saved_tensors
+    return Kept(who, ctx.scale)
+
+
+class _Dropped(torch.autograd.Function):
+    """Dropout, of which a byte an element is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        kept: Kept,
+    ) -> Tensor:
+        """Returns dropout of x."""
+        _keep(ctx, kept)
+        return kept.of(x)
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None]:
+        """Passes what belongs to an element that stayed."""
+        return _kept(ctx).of(grad), None
 
 
 class _AddedDropout(torch.autograd.Function):
@@ -103,25 +145,22 @@ class _AddedDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401 - torch keeps it opaque
+        ctx: Any,  # noqa: ANN401
         residual: Tensor,
         x: Tensor,
-        kept: Tensor,
-        scale: float,
+        kept: Kept,
     ) -> Tensor:
-        """Returns residual + scale * x * kept."""
-        ctx.save_for_backward(kept)
-        ctx.scale = scale
-        return torch.addcmul(residual, x, kept, value=scale)
+        """Returns residual + dropout of x."""
+        _keep(ctx, kept)
+        return torch.addcmul(residual, x, kept.who, value=kept.scale)
 
     @staticmethod
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor, Tensor, None, None]:
+    ) -> tuple[Tensor, Tensor, None]:
         """Passes all to the residual, and what belongs to an element that stayed."""
-        (kept,) = ctx.saved_tensors
-        return grad, (grad * kept).mul_(ctx.scale), None, None
+        return grad, _kept(ctx).of(grad), None
 
 
 class _ReluDropout(torch.autograd.Function):
@@ -129,22 +168,21 @@ class _ReluDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401 - torch keeps it opaque
+        ctx: Any,  # noqa: ANN401
         x: Tensor,
-        factors: Tensor,
-        scale: float,
+        kept: Kept,
     ) -> Tensor:
-        """Returns relu(x) * factors, each of which is 0 or ``scale``; writes into them."""
-        y = factors.mul_(x).relu_()
+        """Returns dropout of relu(x), which it keeps."""
+        y = kept.of(x).relu_()
         ctx.save_for_backward(y)
-        ctx.scale = scale
+        ctx.scale = kept.scale
         return y
 
     @staticmethod
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor, None]:
         """Passes what belongs to an element above 0."""
         (y,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.scale), None, None
+        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.scale), None

@@ -2,139 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from litseq.layers.dropout import Dropout
+from litseq.layers.dot_product import DotProductAttention, attention_weights
 from litseq.layers.linear import Linear, linear
-from litseq.layers.masks import causal_mask
 from litseq.layers.positions import rotate
 from litseq.layers.rows import Size, join_heads, split_heads
 from litseq.types import AttentionKind
 
-__all__ = ["DotProductAttention", "MultiheadAttention", "attention_weights"]
-
-
-def attention_weights(
-    q: Tensor,
-    k: Tensor,
-    *,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """Computes softmax(q k^T / sqrt(d_k)): the weights that fused attention never shows.
-
-    The scores are divided by sqrt(d_k) because a dot product of d_k independent terms of variance 1
-    has variance d_k; undivided, the softmax of a wide head saturates and passes hardly any
-    gradient.
-
-    Args:
-        q: Queries, float (B, H, T, d_k).
-        k: Keys, float (B, H, S, d_k).
-        attn_mask: bool, broadcasts to (B, H, T, S); True = may attend. Each query needs one True.
-        is_causal: Lets query t attend to keys 0 to t; excludes ``attn_mask``.
-        scale: Factor of the dot products in place of 1 / sqrt(d_k).
-
-    Returns:
-        float32 (or float64) (B, H, T, S); rows sum to 1, masked positions are exactly 0.
-
-    Source: Vaswani et al. (2017), section 3.2.1, https://arxiv.org/abs/1706.03762.
-    """
-    scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
-    scores = (q @ k.transpose(-2, -1)).mul_(scale)  # (B, H, T, S)
-    if is_causal:
-        attn_mask = causal_mask(q.size(-2), device=q.device)
-    if attn_mask is not None:
-        # finite: a query that may attend to nothing gives nonsense, and not NaN
-        scores.masked_fill_(~attn_mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-
-
-class DotProductAttention(nn.Module):
-    """The fused product: softmax(q k^T / sqrt(d_k)) v, whose weights do not stand in memory.
-
-    On a CPU they do where the fused kernel is slower or has to write them out itself: where a step
-    of generation has few queries (not in bfloat16), in training with dropout, and in training in
-    bfloat16, whose backward pass takes several times as long there.
-
-    It has no parameters. It is a module so that whoever wants to see the weights finds the queries
-    and keys here, from outside, and computes them anew (``litseq.attention.capture_attention``).
-
-    Args:
-        kind: Which attention of the model it is.
-        dropout: Dropout on the weights in training.
-        scale: Factor of the dot products in place of 1 / sqrt(d_k).
-    """
-
-    def __init__(
-        self, kind: AttentionKind, *, dropout: float = 0.0, scale: float | None = None
-    ) -> None:
-        super().__init__()
-        self.kind = kind
-        self.dropout = Dropout(dropout)
-        self.scale = scale
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        few_queries: bool = False,
-    ) -> Tensor:
-        """Weighs the values of each head, float (B, H, S, d_k); returns float (B, H, T, d_k).
-
-        Each query needs a key that ``attn_mask`` lets it attend to. ``few_queries`` says that T is
-        small, as in a step of generation.
-        """
-        if q.device.type == "cpu" and self._is_fast_written_out(q, few_queries=few_queries):
-            weights = attention_weights(
-                q, k, attn_mask=attn_mask, is_causal=is_causal, scale=self.scale
-            )
-            dropped: Tensor = self.dropout(weights.to(v.dtype))
-            return dropped @ v
-        with _without_cudnn() if q.is_cuda else nullcontext():
-            return F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=attn_mask,
-                is_causal=is_causal,
-                dropout_p=self.dropout.p if self.training else 0.0,
-                scale=self.scale,
-            )
-
-    def _is_fast_written_out(self, q: Tensor, *, few_queries: bool) -> bool:
-        if self.training:
-            return q.dtype == torch.bfloat16 or self.dropout.p > 0
-        # elsewhere scores in bfloat16 would be coarse to no purpose
-        return few_queries and q.dtype != torch.bfloat16
-
-
-def _without_cudnn() -> AbstractContextManager[None]:
-    """Leaves all kernels on that are, but cuDNN's.
-
-    It plans anew for every shape, and hardly two batches of text have the same.
-    """
-    cuda: Any = torch.backends.cuda
-    enabled = {
-        SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled(),
-        SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled(),
-        SDPBackend.MATH: cuda.math_sdp_enabled(),
-    }
-    kernels = [kernel for kernel, on in enabled.items() if on]
-    if not kernels or not cuda.cudnn_sdp_enabled():  # somebody's choice, which stands
-        return nullcontext()
-    return sdpa_kernel(kernels)
+__all__ = ["MultiheadAttention"]
 
 
 class MultiheadAttention(nn.Module):

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from litseq.types import compute_dtype
+
 __all__ = [
     "LearnedPositions",
     "NoPositions",
@@ -188,7 +190,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     Source: Su et al. (2021), equation 34.
     """
     # a product of complex numbers is a turn; in float32 at least, for bfloat16 has no complex ones
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = compute_dtype(x)
     pairs = torch.view_as_complex(
         x.to(dtype).view(*x.shape[:-1], x.size(-1) // 2, 2)
     )  # (B, H, T, d_k / 2)

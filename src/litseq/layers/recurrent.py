@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from litseq.layers.linear import Linear
 from litseq.layers.sizes import check_dropouts, check_sizes
+from litseq.types import compute_dtype
 
 __all__ = [
     "Bridge",
@@ -166,8 +167,8 @@ def make_rnn(
 
 def _orthogonal(like: Tensor) -> Tensor:
     # On the CPU and in float32 at least: half precision has no QR decomposition.
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return nn.init.orthogonal_(torch.empty(like.shape, dtype=dtype, device="cpu"))
+    blank = torch.empty(like.shape, dtype=compute_dtype(like), device="cpu")
+    return nn.init.orthogonal_(blank)
 
 
 def run_rnn(

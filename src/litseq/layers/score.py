@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from litseq.layers.recurrent import make_linear
+from litseq.types import compute_dtype
 
 __all__ = ["Score", "ScoreAttention"]
 
@@ -96,6 +97,5 @@ class ScoreAttention(nn.Module):
             sums to 1 and is exactly 0 at padding.
         """
         scores = self.scores(query, keys).masked_fill(key_padding_mask[:, None], -torch.inf)
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(dim=-1, dtype=dtype)  # (B, T, S)
+        weights = scores.softmax(dim=-1, dtype=compute_dtype(scores))  # (B, T, S)
         return weights.to(values.dtype) @ values, weights
