@@ -15,6 +15,7 @@ __all__ = ["Dropout", "Kept"]
 
 _VALUES = 2**16  # of two random bytes
 _SHARING = 256  # elements that have the second one together
+_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 class Dropout(nn.Dropout):
@@ -63,14 +64,14 @@ class Dropout(nn.Dropout):
 
     def is_fast(self, x: Tensor) -> bool:
         """Whether the numbers are drawn here, and not by torch."""
-        plain = type(x) is Tensor and x.device.type == "cpu" and not self.inplace
-        fast = plain and not torch.compiler.is_compiling()
+        plain = type(x) is Tensor and x.dim() > 0 and x.device.type == "cpu"
+        fast = plain and not self.inplace and not torch.compiler.is_compiling()
         # the first byte can be no more than 255
         return self.training and fast and 0 < self._dropped < _VALUES - 256
 
     def draw(self, shape: Sequence[int]) -> Kept:
         """Draws who stays of so many elements, where ``is_fast``."""
-        seed = int(torch.empty((), dtype=torch.int64).random_())
+        (seed,) = torch.empty(1, dtype=torch.int64).random_().numpy()
         number = math.prod(shape)
         runs = -(-number // _SHARING)
         last = runs * _SHARING
@@ -105,7 +106,7 @@ class Kept(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """Zeroes elements of x, float of the shape that was drawn, and scales the rest."""
-        return (x * self.who).mul_(self.scale)
+        return torch.addcmul(_ZERO, x, self.who, value=self.scale)
 
 
 def _keep(ctx: Any, kept: Kept) -> None:  # noqa: ANN401 - torch keeps it opaque
