@@ -56,10 +56,7 @@ def test_other_systems_have_no_such_function(monkeypatch, call, error):
 
 
 def _held(call, *, size=16, number=20, **environ):
-    """Megabytes more than before: with tensors, without them, and after ``give_back``.
-
-    Tensors of so many megabytes.
-    """
+    """Megabytes more than before: with tensors of some size, without, and after ``give_back``."""
     command = [sys.executable, "-c", FREES.format(call=call, size=size, number=number)]
     env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run(

@@ -33,7 +33,7 @@ def labels():
 def test_equals_one_after_the_other(
     hidden, projection, labels, label_smoothing, piece, monkeypatch
 ):
-    monkeypatch.setitem(module._PIECE, True, piece)
+    monkeypatch.setitem(module._PIECE, True, piece * hidden.itemsize)
     found = projected_loss(hidden, projection, labels, label_smoothing=label_smoothing)
     expected = token_loss(projection(hidden), labels, label_smoothing=label_smoothing)
     torch.testing.assert_close(found, expected)
@@ -53,7 +53,7 @@ def test_rows_are_masked_where_they_are_not_picked(hidden, projection, labels, m
     """As on an accelerator, which would wait to count them."""
     expected = projected_loss(hidden, projection, labels, label_smoothing=0.1)
     monkeypatch.setattr(module, "_rows", lambda labels: slice(None))
-    monkeypatch.setitem(module._PIECE, False, 4 * V)
+    monkeypatch.setitem(module._PIECE, False, 4 * V * hidden.itemsize)
     found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
     torch.testing.assert_close(found, expected)
     inputs = (hidden, projection.weight, projection.bias)
@@ -161,7 +161,7 @@ def test_refuses_smoothing_out_of_range(hidden, projection, labels, value):
 
 @pytest.mark.parametrize("num_rows", [64, 400, 448])  # of which pieces of 64 are made
 def test_the_fast_kernels_of_float32(num_rows, monkeypatch):
-    monkeypatch.setitem(module._PIECE, True, 64 * V)
+    monkeypatch.setitem(module._PIECE, True, 64 * V * 4)
     hidden = torch.randn(num_rows, D, requires_grad=True)
     projection, labels = nn.Linear(D, V), torch.randint(V, (num_rows,))
     labels[::7] = -100

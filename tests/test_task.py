@@ -284,7 +284,7 @@ def test_bfloat16(family, datamodule, tmp_path, precision):
 
 @pytest.mark.parametrize(
     ("precision", "calls"),
-    [("32-true", [False, True]), ("bf16-mixed", [False, True, "give", "give"])],
+    [("32-true", [True, False]), ("bf16-mixed", [True, "give", "give", False])],
 )
 def test_freed_memory_is_kept_and_in_bfloat16_given_back_now_and_then(
     tmp_path, monkeypatch, precision, calls
@@ -305,7 +305,7 @@ def test_what_is_kept_depends_on_whether_it_trains_or_searches(tmp_path, monkeyp
     module, batches = make(RnnSeq2Seq, vocab_size=23), Batches([batch([3, 2])] * 2)
     run = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0, logger=False)
     run.fit(module, batches)
-    assert called == [False, True, *[False, True] * 2]  # setup, training, each validation
+    assert called == [True, *[False, True] * 2, False]  # around each validation, and at the end
     called.clear()
     run.test(module, batches, verbose=False)
     assert called

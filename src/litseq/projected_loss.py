@@ -22,9 +22,10 @@ from litseq.types import compute_dtype
 
 __all__ = ["projected_loss"]
 
-_PIECE = {True: 2**22, False: 2**26}
-"""Logits of a piece, by whether they are on a CPU: there as many as stay in its cache until they
-have become gradients, and rows enough for a fast product."""
+_PIECE = {True: 2**23, False: 2**27}
+"""Bytes of the logits of a piece, by whether they are on a CPU: there as many as stay in its cache
+until they have become gradients, and rows enough for a fast product. In bfloat16 more rows pay,
+though the probabilities are float32."""
 
 
 def projected_loss(
@@ -97,7 +98,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             mean_w, mean_b = (x.mean(0, dtype=compute_dtype(x)) for x in (weight, bias))
             target = mean_b.new_full(y.shape, label_smoothing - 1)
             found = []
-            size = _piece_size(len(weight), on_cpu=isinstance(rows, Tensor))
+            size = _piece_size(len(weight) * dtype.itemsize, on_cpu=isinstance(rows, Tensor))
             pieces = (torch.split(x, size) for x in (h, y, target, counts))
             for h_piece, *piece in zip(*pieces, strict=True):
                 z = product(h_piece)  # (n, V)
@@ -146,9 +147,9 @@ def _rows(labels: Tensor) -> Tensor | slice:
     return slice(None)
 
 
-def _piece_size(vocab_size: int, *, on_cpu: bool) -> int:
+def _piece_size(row_bytes: int, *, on_cpu: bool) -> int:
     """How many rows are computed together; on a CPU, so many that few kernels are planned."""
-    size = max(1, _PIECE[on_cpu] // vocab_size)
+    size = max(1, _PIECE[on_cpu] // row_bytes)
     return size - size % ROWS_STEP if on_cpu and size > ROWS_STEP else size
 
 

@@ -181,11 +181,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
         """
 
     def setup(self, stage: str) -> None:
-        """Takes vocabulary and ids from the DataModule's tokenizer, if it has a litseq one.
-
-        On a CPU, the process keeps freed memory from here on (``litseq.heap``).
-        """
-        self._keep_freed(training=False)
+        """Takes vocabulary and ids from the DataModule's tokenizer, if it has a litseq one."""
         tokenizer = getattr(self._datamodule(), "tokenizer", None)
         if isinstance(tokenizer, TranslationTokenizer):
             self._adopt(tokenizer)
@@ -249,11 +245,18 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
 
     # ---- training ----
 
+    def on_fit_start(self) -> None:
+        """Lets the process keep freed memory, on a CPU (``litseq.heap``)."""
+        self._keep_freed(training=True)
+
+    def on_fit_end(self) -> None:
+        """Keeps it as a search likes it: translating often comes next."""
+        self._keep_freed(training=False)
+
     def on_train_start(self) -> None:
         """Forgets the tokens of an accumulation that was broken off."""
         self._num_tokens = None
         self._gave_back = time.monotonic()
-        self._keep_freed(training=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         """Gives freed memory back now and then, in bfloat16 on a CPU.
@@ -435,7 +438,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
     def on_validation_end(self) -> None:
         """Shards it again."""
         sharding.scatter(self.network)
-        self._keep_freed(training=self.trainer.state.fn == "fit")
+        self._keep_freed(training=self.trainer.state.fn == TrainerFn.FITTING)
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end

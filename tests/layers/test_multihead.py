@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -130,6 +132,19 @@ def test_training_in_bfloat16_equals_the_fused_product(is_causal, scale):
         torch.testing.assert_close(plain.float(), fused.float(), atol=0.05, rtol=0.03)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_under_autocast_takes_what_is_not_cast_yet(dtype):
+    product, found = DotProductAttention("encoder", dropout=0.1), []
+    x = torch.randn(2, 3, 5, 8, requires_grad=True)
+    for cast in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype):
+            y = product(*[x.to(dtype) if cast else x] * 3)
+        assert y.dtype == dtype
+        found.append([y, *torch.autograd.grad(y.float().square().sum(), x)])
+    torch.testing.assert_close(*found, atol=0.05, rtol=0.03)
+
+
 def test_training_in_bfloat16_drops_weights():
     torch.manual_seed(0)
     product = DotProductAttention("encoder", dropout=0.5)
@@ -139,18 +154,19 @@ def test_training_in_bfloat16_drops_weights():
     assert abs(kept - 0.5) < 0.01
 
 
-@pytest.mark.parametrize("block", [1, 2**22])  # each head by itself, all together
-@pytest.mark.parametrize("masked", ["source", "each", "causal", "nothing"])
-def test_training_with_dropout_has_the_gradients_of_autograd(masked, block, monkeypatch):
-    monkeypatch.setattr(dot_product, "_BLOCK", block)
+@pytest.mark.parametrize("together", [1, 4, 6])  # heads, of six
+@pytest.mark.parametrize("masked", ["source", "each", "keys", "causal", "nothing"])
+def test_training_with_dropout_has_the_gradients_of_autograd(masked, together, monkeypatch):
     torch.manual_seed(0)
     batch, heads, queries, width = 2, 3, 5, 4
     keys = queries if masked == "causal" else 7
+    monkeypatch.setattr(dot_product, "_BLOCK", together * queries * keys * 4)
     q = torch.randn(batch, heads, queries, width, dtype=torch.float64)
     k, v = torch.randn(2, batch, heads, keys, width, dtype=torch.float64).unbind(0)
     mask = {
         "source": torch.arange(keys) < torch.tensor([4, 6])[:, None, None, None],
         "each": (torch.rand(batch, 1, queries, keys) < 0.6).index_fill(3, torch.tensor(1), True),
+        "keys": torch.arange(keys) < 4,
         "causal": causal_mask(keys, device=q.device),
         "nothing": None,
     }[masked]
@@ -170,8 +186,8 @@ def test_training_with_dropout_has_the_gradients_of_autograd(masked, block, monk
             causal = masked == "causal"
             y = product(*leaves, attn_mask=None if causal else mask, is_causal=causal)
         else:
-            assert len(drawn) == (batch * heads if block == 1 else 1)
-            who = torch.cat([kept.who for kept in drawn]).view(batch, heads, queries, keys)
+            assert len(drawn) == math.ceil(batch * heads / together)
+            who = torch.cat([kept.who for kept in drawn]).unflatten(0, (batch, heads))
             assert 0 < who.double().mean() < 1
             weights = attention_weights(*leaves[:2], attn_mask=mask, scale=0.7)
             y = (weights * who * drawn[0].scale) @ leaves[2]
@@ -179,7 +195,7 @@ def test_training_with_dropout_has_the_gradients_of_autograd(masked, block, monk
     torch.testing.assert_close(*found)
 
 
-def test_training_keeps_the_weights_once_and_a_byte_for_who_is_dropped():
+def test_training_keeps_the_weights_once_and_a_byte_for_each():
     product = DotProductAttention("encoder", dropout=0.1)
     q, k, v = torch.randn(3, 2, 3, 50, 4, requires_grad=True).unbind(0)
     mask = torch.ones(2, 1, 1, 50, dtype=torch.bool)

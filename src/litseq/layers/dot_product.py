@@ -22,7 +22,7 @@ from litseq.types import AttentionKind, compute_dtype
 __all__ = ["DotProductAttention", "attention_weights"]
 
 _BLOCK = 2**22
-"""Bytes of the weights that are computed together in training: as many as stay in a cache."""
+"""Bytes of the weights, as float32, that training computes together: as many as a cache keeps."""
 
 
 def attention_weights(
@@ -70,7 +70,8 @@ class DotProductAttention(nn.Module):
 
     On a CPU they do where the fused kernel is slower or has to write them out itself: where a step
     of generation has few queries (not in bfloat16), in training with dropout, and in training in
-    bfloat16, whose backward pass takes several times as long there.
+    bfloat16, whose backward pass takes several times as long there. Written out in training, it
+    has no second derivative, and hooks of its dropout are not called.
 
     It has no parameters. It is a module so that whoever wants to see the weights finds the queries
     and keys here, from outside, and computes them anew (``litseq.attention.capture_attention``).
@@ -105,7 +106,7 @@ class DotProductAttention(nn.Module):
         small, as in a step of generation.
         """
         if q.device.type == "cpu" and self._is_fast_written_out(q, few_queries=few_queries):
-            if is_trained_on_cpu(q) and (self.dropout.p == 0 or self.dropout.is_fast(q)):
+            if self._is_trained_written_out(q):
                 mask = causal_mask(q.size(-2), device=q.device) if is_causal else attn_mask
                 y: Tensor = _WrittenOut.apply(  # type: ignore[no-untyped-call]
                     q, k, v, mask, _scale(q, self.scale), self.dropout
@@ -133,6 +134,16 @@ class DotProductAttention(nn.Module):
         # elsewhere scores in bfloat16 would be coarse to no purpose
         return few_queries and q.dtype != torch.bfloat16
 
+    def _is_trained_written_out(self, q: Tensor) -> bool:
+        known = self.dropout.p == 0 or self.dropout.is_fast(q)
+        return self.training and known and is_trained_on_cpu(q) and not _is_cast(q)
+
+
+def _is_cast(x: Tensor) -> bool:
+    """Whether autocast gives products of x another dtype."""
+    on = torch.is_autocast_enabled("cpu")
+    return on and x.dtype not in (torch.get_autocast_dtype("cpu"), torch.float64)
+
 
 def _without_cudnn() -> AbstractContextManager[None]:
     """Leaves all kernels on that are, but cuDNN's.
@@ -154,8 +165,8 @@ def _without_cudnn() -> AbstractContextManager[None]:
 class _WrittenOut(torch.autograd.Function):
     """Attention in training, some heads after others.
 
-    Of what stands between the products it keeps the weights and who is dropped, a byte each, where
-    autograd keeps the weights before and after dropout, and its factors.
+    Between the products it keeps the weights, and who stays in dropout, a byte for each weight.
+    Autograd keeps weights before and after dropout, and dropout's factors.
     """
 
     @staticmethod
@@ -173,7 +184,8 @@ class _WrittenOut(torch.autograd.Function):
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         hidden = None
         if attn_mask is not None:
-            hidden = (~attn_mask).expand(*shape[:2], *attn_mask.shape[-2:]).flatten(0, 1)
+            hidden = torch.atleast_2d(~attn_mask)  # type: ignore[no-untyped-call]
+            hidden = hidden.expand(*shape[:2], *hidden.shape[-2:]).flatten(0, 1)
         found, saved = [], []
         for q_some, k_some, v_some, hidden_some in _blocks(shape, q, k, v, hidden):
             scores = torch.bmm(q_some, k_some.transpose(1, 2)).mul_(scale)
@@ -207,8 +219,8 @@ class _WrittenOut(torch.autograd.Function):
             of_v.append(torch.bmm(dropped.transpose(1, 2), grad_some))
             of_weights = torch.bmm(grad_some, v_some.transpose(1, 2))
             if kept is not None:
-                of_weights.mul_(kept.who).mul_(kept.scale)
-            # what is masked has no weight, and so no gradient
+                of_weights = kept.of(of_weights)
+            # what is masked has no weight, and so no gradient, where a query has any key
             of_scores = torch.ops.aten._softmax_backward_data(
                 of_weights.to(weights.dtype), weights, -1, weights.dtype
             )
