@@ -239,7 +239,7 @@ def our_loop(network: nn.Module, work: Work) -> Callable[..., dict[str, Any]]:
     """The plain loop, in a process that keeps freed memory as ``litseq fit`` does."""
     from litseq.heap import keep_freed
 
-    keep_freed(training=True)
+    keep_freed()
     return loop(Ours(network, work["sizes"]["label_smoothing"]), work)
 
 

@@ -72,9 +72,6 @@ def test_what_is_freed_is_kept_until_it_is_given_back():
     for call, options, keeps in (
         ("keep_freed()", {}, True),
         ("keep_freed()", {"size": 64, "number": 5}, True),
-        ("keep_freed(training=True)", {}, False),
-        ("keep_freed(training=True)", {"size": 8, "number": 40}, True),
-        ("keep_freed(training=True); keep_freed()", {}, True),
         ("", {}, False),
         ("keep_freed()", {"MALLOC_MMAP_THRESHOLD_": "1000000"}, False),
         ("keep_freed()", {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000"}, False),

@@ -284,14 +284,14 @@ def test_bfloat16(family, datamodule, tmp_path, precision):
 
 @pytest.mark.parametrize(
     ("precision", "calls"),
-    [("32-true", [True, False]), ("bf16-mixed", [True, "give", "give", False])],
+    [("32-true", ["keep"]), ("bf16-mixed", ["keep", "give", "give"])],
 )
 def test_freed_memory_is_kept_and_in_bfloat16_given_back_now_and_then(
     tmp_path, monkeypatch, precision, calls
 ):
     called, clock = [], itertools.count(0, 4)
     monkeypatch.setattr(task, "_GIVE_BACK_EVERY", 10.0)
-    monkeypatch.setattr(task, "keep_freed", lambda *, training: called.append(training))
+    monkeypatch.setattr(task, "keep_freed", lambda: called.append("keep"))
     monkeypatch.setattr(task, "give_back", lambda: called.append("give"))
     monkeypatch.setattr(task, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     run = trainer(tmp_path, max_steps=7, limit_val_batches=0, precision=precision, logger=False)
@@ -299,17 +299,16 @@ def test_freed_memory_is_kept_and_in_bfloat16_given_back_now_and_then(
     assert called == calls
 
 
-def test_what_is_kept_depends_on_whether_it_trains_or_searches(tmp_path, monkeypatch):
+@pytest.mark.parametrize("run", ["fit", "validate", "test", "predict"])
+def test_freed_memory_is_kept_in_every_run_on_a_cpu(tmp_path, monkeypatch, run):
     called = []
-    monkeypatch.setattr(task, "keep_freed", lambda *, training: called.append(training))
-    module, batches = make(RnnSeq2Seq, vocab_size=23), Batches([batch([3, 2])] * 2)
-    run = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0, logger=False)
-    run.fit(module, batches)
-    assert called == [True, *[False, True] * 2, False]  # around each validation, and at the end
-    called.clear()
-    run.test(module, batches, verbose=False)
+    monkeypatch.setattr(task, "keep_freed", lambda: called.append("keep"))
+    module = make(RnnSeq2Seq, vocab_size=23)
+    batches = Batches([batch([3, 2])] * 2, tokenizer=Letters())
+    module.setup("fit")
+    assert not called  # on which device it will be is not known yet
+    getattr(trainer(tmp_path, max_steps=1, limit_val_batches=1, logger=False), run)(module, batches)
     assert called
-    assert not any(called)
 
 
 def test_learns(family, datamodule, tmp_path):

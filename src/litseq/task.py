@@ -247,11 +247,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Lets the process keep freed memory, on a CPU (``litseq.heap``)."""
-        self._keep_freed(training=True)
-
-    def on_fit_end(self) -> None:
-        """Keeps it as a search likes it: translating often comes next."""
-        self._keep_freed(training=False)
+        self._keep_freed()
 
     def on_train_start(self) -> None:
         """Forgets the tokens of an accumulation that was broken off."""
@@ -432,20 +428,19 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
 
     def on_validation_start(self) -> None:
         """Gathers a sharded network, so that ranks may differ in what they do."""
-        self._keep_freed(training=False)
+        self._keep_freed()
         sharding.gather(self.network)
 
     def on_validation_end(self) -> None:
         """Shards it again."""
         sharding.scatter(self.network)
-        self._keep_freed(training=self.trainer.state.fn == TrainerFn.FITTING)
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
 
-    def _keep_freed(self, *, training: bool) -> None:
-        if self.device.type == "cpu":
-            keep_freed(training=training)
+    def _keep_freed(self) -> None:
+        if self.device.type == "cpu":  # known from here on, not in ``setup``
+            keep_freed()
 
     def on_validation_epoch_start(self) -> None:
         """Begins new sums."""

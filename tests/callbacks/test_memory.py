@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused_before_step_1(tmp_path, monkeypatch):
 @pytest.fixture
 def no_memory_of_former_tests(monkeypatch):
     """Lets all but small tensors have memory of their own, not what earlier ones have freed."""
-    monkeypatch.setattr("litseq.task.keep_freed", lambda *, training: None)
+    monkeypatch.setattr("litseq.task.keep_freed", lambda: None)
     mmap_threshold, mmap_max, libc = -3, -4, ctypes.CDLL(None)
     libc.mallopt(mmap_threshold, 2**17)
     libc.mallopt(mmap_max, 2**16)
