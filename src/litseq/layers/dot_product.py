@@ -51,13 +51,18 @@ def attention_weights(
 
     Source: Vaswani et al. (2017), section 3.2.1, https://arxiv.org/abs/1706.03762.
     """
-    scale = _scale(q, scale)
-    scores = (q @ k.transpose(-2, -1)).mul_(scale)  # (B, H, T, S)
     if is_causal:
         attn_mask = causal_mask(q.size(-2), device=q.device)
-    if attn_mask is not None:
+    products = q @ k.transpose(-2, -1)  # (B, H, T, S)
+    return _softmax(products, _scale(q, scale), None if attn_mask is None else ~attn_mask)
+
+
+def _softmax(scores: Tensor, scale: float, hidden: Tensor | None) -> Tensor:
+    """Makes weights of products, which it overwrites; keys that are hidden have none."""
+    scores.mul_(scale)
+    if hidden is not None:
         # finite: a query that may attend to nothing gives nonsense, and not NaN
-        scores.masked_fill_(~attn_mask, torch.finfo(scores.dtype).min)
+        scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
     return scores.softmax(-1, dtype=compute_dtype(scores))
 
 
@@ -188,10 +193,8 @@ class _WrittenOut(torch.autograd.Function):
             hidden = hidden.expand(*shape[:2], *hidden.shape[-2:]).flatten(0, 1)
         found, saved = [], []
         for q_some, k_some, v_some, hidden_some in _blocks(shape, q, k, v, hidden):
-            scores = torch.bmm(q_some, k_some.transpose(1, 2)).mul_(scale)
-            if hidden_some is not None:
-                scores.masked_fill_(hidden_some, torch.finfo(scores.dtype).min)
-            weights = scores.softmax(-1, dtype=compute_dtype(scores))
+            products = torch.bmm(q_some, k_some.transpose(1, 2))
+            weights = _softmax(products, scale, hidden_some)
             kept = dropout.draw(weights.shape) if dropout.p > 0 else None
             found.append(torch.bmm(_dropped(weights, kept, v.dtype), v_some))
             saved += [weights, None if kept is None else kept.who]
@@ -217,9 +220,7 @@ class _WrittenOut(torch.autograd.Function):
             kept = None if who is None else Kept(who, ctx.kept_scale)
             dropped = _dropped(weights, kept, v.dtype)
             of_v.append(torch.bmm(dropped.transpose(1, 2), grad_some))
-            of_weights = torch.bmm(grad_some, v_some.transpose(1, 2))
-            if kept is not None:
-                of_weights = kept.of(of_weights)
+            of_weights = _dropped(torch.bmm(grad_some, v_some.transpose(1, 2)), kept, v.dtype)
             # what is masked has no weight, and so no gradient, where a query has any key
             of_scores = torch.ops.aten._softmax_backward_data(
                 of_weights.to(weights.dtype), weights, -1, weights.dtype
