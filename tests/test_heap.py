@@ -77,6 +77,7 @@ def test_what_is_freed_is_kept_until_it_is_given_back():
         ("keep_freed()", {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000"}, False),
         ("keep_freed()", {"MALLOC_MMAP_MAX_": "65536"}, False),
         ("keep_freed()", {"MALLOC_ARENA_MAX": "2"}, True),
+        ("keep_freed()", {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}, True),
     ):
         taken, kept, left = _held(call, **options)
         assert taken > 300

@@ -52,8 +52,8 @@ def test_gradient_is_the_derivative(hidden, projection, labels):
 def test_rows_are_masked_where_they_are_not_picked(hidden, projection, labels, monkeypatch):
     """As on an accelerator, which would wait to count them."""
     expected = projected_loss(hidden, projection, labels, label_smoothing=0.1)
-    monkeypatch.setattr(module, "_rows", lambda labels: slice(None))
-    monkeypatch.setitem(module._PIECE, False, 4 * V * hidden.itemsize)
+    monkeypatch.setattr(module, "_rows", lambda labels: (slice(None), labels == -100))
+    monkeypatch.setitem(module._PIECE, False, 4 * V)
     found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
     torch.testing.assert_close(found, expected)
     inputs = (hidden, projection.weight, projection.bias)
@@ -161,7 +161,7 @@ def test_refuses_smoothing_out_of_range(hidden, projection, labels, value):
 
 @pytest.mark.parametrize("num_rows", [64, 400, 448])  # of which pieces of 64 are made
 def test_the_fast_kernels_of_float32(num_rows, monkeypatch):
-    monkeypatch.setitem(module._PIECE, True, 64 * V * 4)
+    monkeypatch.setitem(module._PIECE, True, 64 * V)
     hidden = torch.randn(num_rows, D, requires_grad=True)
     projection, labels = nn.Linear(D, V), torch.randint(V, (num_rows,))
     labels[::7] = -100

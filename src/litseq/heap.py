@@ -12,8 +12,7 @@ __all__ = ["give_back", "keep_freed"]
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of <malloc.h>
 _NEVER = -1
 _NONE = 0
-_NAMES = ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")
-_SETTINGS = tuple(f"MALLOC_{name}_" for name in _NAMES)
+_SETTINGS = ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad")
 
 
 def keep_freed() -> None:
@@ -21,10 +20,14 @@ def keep_freed() -> None:
 
     Or else the system takes pages away in each step, and has to find and clear others in the next.
     It holds until the process ends, and for all of it, and does nothing where tensors have another
-    allocator, such as on ARM. Where the environment says what glibc shall do, that stands.
+    allocator, such as on ARM. Where the environment says when glibc shall give memory back, that
+    stands.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc." in tunables or any(name in os.environ for name in _SETTINGS):
+    if any(
+        f"glibc.malloc.{name}=" in tunables or f"MALLOC_{name.upper()}_" in os.environ
+        for name in _SETTINGS
+    ):
         return
     # or large tensors have pages of their own, which go back at once
     _call("mallopt", _MMAP_MAX, _NONE)

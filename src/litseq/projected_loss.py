@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -22,10 +23,9 @@ from litseq.types import compute_dtype
 
 __all__ = ["projected_loss"]
 
-_PIECE = {True: 2**23, False: 2**27}
-"""Bytes of the logits of a piece, by whether they are on a CPU: there as many as stay in its cache
-until they have become gradients, and rows enough for a fast product. In bfloat16 more rows pay,
-though the probabilities are float32."""
+_PIECE = {True: 2**22, False: 2**26}
+"""Probabilities of a piece, by whether they are on a CPU: there as many as stay in its cache until
+they have become gradients, of rows enough for a fast product."""
 
 
 def projected_loss(
@@ -87,28 +87,30 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             torch.zeros_like(x, dtype=compute_dtype(x)) if needed and trains else None
             for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
-        rows = _rows(labels)
-        counts = labels[rows] != IGNORE
-        y = labels[rows].masked_fill(~counts, 0)[:, None]
+        rows, ignored = _rows(labels)
+        y, h = labels[rows], hidden[rows].to(dtype)
+        if ignored is not None:
+            y, h = y.masked_fill(ignored, 0), h.masked_fill(ignored[:, None], 0)
+        y = y[:, None]
         with torch.autocast(hidden.device.type, enabled=False):
-            h = hidden[rows].to(dtype)
             product = _Product(weight, bias, dtype)
             slopes = _Slopes(grads, product) if any(x is not None for x in grads) else None
             # the mean of all logits is the product with the mean of all rows
             mean_w, mean_b = (x.mean(0, dtype=compute_dtype(x)) for x in (weight, bias))
             target = mean_b.new_full(y.shape, label_smoothing - 1)
             found = []
-            size = _piece_size(len(weight) * dtype.itemsize, on_cpu=isinstance(rows, Tensor))
-            pieces = (torch.split(x, size) for x in (h, y, target, counts))
-            for h_piece, *piece in zip(*pieces, strict=True):
+            size = _piece_size(len(weight), on_cpu=ignored is None)
+            pieces = [torch.split(x, size) for x in (h, y, target)]
+            blank = repeat(None) if ignored is None else torch.split(ignored[:, None], size)
+            for h_piece, y_piece, target_piece, blank_piece in zip(*pieces, blank, strict=False):
                 z = product(h_piece)  # (n, V)
                 probs = z.softmax(-1, dtype=compute_dtype(z))
-                chosen = z.gather(-1, piece[0])
+                chosen = z.gather(-1, y_piece)
                 found.append((chosen, z.amax(-1), probs.amax(-1)))
                 if slopes is not None:
-                    slope = probs.scatter_add_(-1, *piece[:2])
-                    if isinstance(rows, slice):
-                        slope.mul_(piece[2][:, None])
+                    slope = probs.scatter_add_(-1, y_piece, target_piece)
+                    if blank_piece is not None:
+                        slope.masked_fill_(blank_piece, 0)
                     slopes.add(h_piece, slope.to(dtype))
             chosen, top, top_prob = (torch.cat(x) for x in zip(*found, strict=True))
             chosen = chosen.squeeze(1)
@@ -116,12 +118,16 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             log_norm = top - top_prob.log()
             # of a target that is spread evenly: the normaliser less the mean logit
             even = log_norm - (h.to(mean_w.dtype) @ mean_w + mean_b)
-            sums = torch.stack((log_norm - chosen, even)).masked_fill(~counts, 0).sum(1)
+            sums = torch.stack((log_norm - chosen, even))  # (2, N)
+            if ignored is not None:
+                sums.masked_fill_(ignored, 0)
             if slopes is not None:
-                slopes.finish(h, rows, counts, mean_w, label_smoothing)
+                spread = label_smoothing * mean_w, label_smoothing / len(weight)
+                slopes.finish(h, rows, ignored, *spread)
         ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         ctx.save_for_backward(*grads)
-        nll, even = sums[0].clone(), sums[1]
+        nll, even = sums.sum(1).unbind()
+        nll = nll.clone()
         ctx.mark_non_differentiable(nll)
         return smoothed(nll, [even] if label_smoothing else [], label_smoothing), nll
 
@@ -140,16 +146,16 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def _rows(labels: Tensor) -> Tensor | slice:
-    """Those with a label; all, where counting them would wait."""
+def _rows(labels: Tensor) -> tuple[Tensor | slice, Tensor | None]:
+    """Those with a label; where counting them would wait, all, and which to ignore."""
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        return (labels != IGNORE).nonzero()[:, 0]
-    return slice(None)
+        return (labels != IGNORE).nonzero()[:, 0], None
+    return slice(None), labels == IGNORE
 
 
-def _piece_size(row_bytes: int, *, on_cpu: bool) -> int:
+def _piece_size(vocab_size: int, *, on_cpu: bool) -> int:
     """How many rows are computed together; on a CPU, so many that few kernels are planned."""
-    size = max(1, _PIECE[on_cpu] // row_bytes)
+    size = max(1, _PIECE[on_cpu] // vocab_size)
     return size - size % ROWS_STEP if on_cpu and size > ROWS_STEP else size
 
 
@@ -204,16 +210,20 @@ class _Slopes:
         self,
         h: Tensor,
         rows: Tensor | slice,
-        counts: Tensor,
-        mean_w: Tensor,
-        label_smoothing: float,
+        ignored: Tensor | None,
+        of_row: Tensor,
+        of_token: float,
     ) -> None:
-        """Takes away the share of each target that is spread over all tokens, the same of each."""
+        """Takes away what the share of targets gives that is spread over all tokens alike.
+
+        Each row has ``of_row`` of it, and each logit ``of_token``.
+        """
         if self._of_hidden is not None:
-            spread = label_smoothing * mean_w * counts[:, None]
-            self._of_hidden[rows] = torch.cat(self._of_rows).to(spread.dtype) - spread
+            of_rows = torch.cat(self._of_rows).to(of_row.dtype) - of_row
+            if ignored is not None:
+                of_rows.masked_fill_(ignored[:, None], 0)
+            self._of_hidden[rows] = of_rows
         if self._of_weight is not None:
-            each = label_smoothing / len(self._of_weight)
-            self._of_weight -= each * (h * counts[:, None]).sum(0, dtype=mean_w.dtype)
+            self._of_weight -= of_token * h.sum(0, dtype=of_row.dtype)
         if self._of_bias is not None:
-            self._of_bias -= label_smoothing / len(self._of_bias) * counts.sum()
+            self._of_bias -= of_token * (len(h) if ignored is None else (~ignored).sum())

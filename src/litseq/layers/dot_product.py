@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import repeat
 from typing import Any
 
@@ -53,16 +54,19 @@ def attention_weights(
     """
     if is_causal:
         attn_mask = causal_mask(q.size(-2), device=q.device)
-    products = q @ k.transpose(-2, -1)  # (B, H, T, S)
-    return _softmax(products, _scale(q, scale), None if attn_mask is None else ~attn_mask)
+    scores = (q @ k.transpose(-2, -1)).mul_(_scale(q, scale))  # (B, H, T, S)
+    if attn_mask is not None:
+        _hide(scores, ~attn_mask)
+    return _softmax(scores)
 
 
-def _softmax(scores: Tensor, scale: float, hidden: Tensor | None) -> Tensor:
-    """Makes weights of products, which it overwrites; keys that are hidden have none."""
-    scores.mul_(scale)
-    if hidden is not None:
-        # finite: a query that may attend to nothing gives nonsense, and not NaN
-        scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
+def _hide(scores: Tensor, hidden: Tensor) -> None:
+    """Takes the weight of keys that are hidden."""
+    # finite: a query that may attend to nothing gives nonsense, and not NaN
+    scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
+
+
+def _softmax(scores: Tensor) -> Tensor:
     return scores.softmax(-1, dtype=compute_dtype(scores))
 
 
@@ -168,7 +172,7 @@ def _without_cudnn() -> AbstractContextManager[None]:
 
 
 class _WrittenOut(torch.autograd.Function):
-    """Attention in training, some heads after others.
+    """Attention in training, some sequences after others.
 
     Between the products it keeps the weights, and who stays in dropout, a byte for each weight.
     Autograd keeps weights before and after dropout, and dropout's factors.
@@ -187,14 +191,13 @@ class _WrittenOut(torch.autograd.Function):
         """Does what ``DotProductAttention`` says."""
         shape = *q.shape[:2], q.size(2), k.size(2)
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        hidden = None
-        if attn_mask is not None:
-            hidden = torch.atleast_2d(~attn_mask)  # type: ignore[no-untyped-call]
-            hidden = hidden.expand(*shape[:2], *hidden.shape[-2:]).flatten(0, 1)
+        hidden = None if attn_mask is None else ~attn_mask
         found, saved = [], []
-        for q_some, k_some, v_some, hidden_some in _blocks(shape, q, k, v, hidden):
-            products = torch.bmm(q_some, k_some.transpose(1, 2))
-            weights = _softmax(products, scale, hidden_some)
+        for q_some, k_some, v_some, hidden_some in _blocks(shape, (q, k, v), hidden):
+            scores = _scaled_bmm(q_some, k_some.transpose(1, 2), scale)
+            if hidden_some is not None:
+                _hide(scores.view(len(scores) // shape[1], *shape[1:]), hidden_some)
+            weights = _softmax(scores)
             kept = dropout.draw(weights.shape) if dropout.p > 0 else None
             found.append(torch.bmm(_dropped(weights, kept, v.dtype), v_some))
             saved += [weights, None if kept is None else kept.who]
@@ -213,8 +216,8 @@ class _WrittenOut(torch.autograd.Function):
         q, k, v, *saved = ctx.saved_tensors
         grad = grad.flatten(0, 1)
         of_q, of_k, of_v = [], [], []
-        blocks = _blocks(ctx.shape, q, k, v, grad)
-        for (q_some, k_some, v_some, grad_some), weights, who in zip(
+        blocks = _blocks(ctx.shape, (q, k, v, grad), None)
+        for (q_some, k_some, v_some, grad_some, _), weights, who in zip(
             blocks, saved[::2], saved[1::2], strict=True
         ):
             kept = None if who is None else Kept(who, ctx.kept_scale)
@@ -224,22 +227,33 @@ class _WrittenOut(torch.autograd.Function):
             # what is masked has no weight, and so no gradient, where a query has any key
             of_scores = torch.ops.aten._softmax_backward_data(
                 of_weights.to(weights.dtype), weights, -1, weights.dtype
-            )
-            of_products = of_scores.to(q.dtype).mul_(ctx.scale)
-            of_q.append(torch.bmm(of_products, k_some))
-            of_k.append(torch.bmm(of_products.transpose(1, 2), q_some))
+            ).to(q.dtype)
+            of_q.append(_scaled_bmm(of_scores, k_some, ctx.scale))
+            of_k.append(_scaled_bmm(of_scores.transpose(1, 2), q_some, ctx.scale))
         grads = (_joined(found, ctx.shape) for found in (of_q, of_k, of_v))
         return *grads, None, None, None
 
 
-def _blocks(shape: tuple[int, int, int, int], *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
-    """The same few heads of each, (B H, ...), whose weights stay in a cache; None stays None."""
+def _blocks(
+    shape: tuple[int, int, int, int], tensors: Sequence[Tensor], mask: Tensor | None
+) -> Iterable[tuple[Any, ...]]:
+    """A few sequences of each tensor, (B H, ...), and of the mask, whose weights fit a cache."""
     batch, heads, queries, keys = shape
-    size = max(_BLOCK // max(4 * queries * keys, 1), 1)
-    if size >= batch * heads:
-        return [tensors]
-    parts = (repeat(None) if x is None else torch.split(x, size) for x in tensors)
-    return zip(*parts, strict=False)
+    size = max(_BLOCK // max(4 * heads * queries * keys, 1), 1)
+    if size >= batch:
+        return [(*tensors, mask)]
+    parts = (torch.split(x, size * heads) for x in tensors)
+    masks = repeat(None) if mask is None else torch.split(mask.expand(shape), size)
+    return zip(*parts, masks, strict=False)
+
+
+def _scaled_bmm(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(_zero(x.dtype), x, y, beta=0, alpha=scale)
+
+
+@cache
+def _zero(dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype, device="cpu")
 
 
 def _dropped(weights: Tensor, kept: Kept | None, dtype: torch.dtype) -> Tensor:

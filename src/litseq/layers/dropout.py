@@ -16,6 +16,8 @@ __all__ = ["Dropout", "Kept"]
 _VALUES = 2**16  # of two random bytes
 _SHARING = 256  # elements that have the second one together
 _ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
+_SEED = torch.empty(1, dtype=torch.int64, device="cpu")
+_SEED_READ = _SEED.numpy()
 
 
 class Dropout(nn.Dropout):
@@ -71,11 +73,11 @@ class Dropout(nn.Dropout):
 
     def draw(self, shape: Sequence[int]) -> Kept:
         """Draws who stays of so many elements, where ``is_fast``."""
-        (seed,) = torch.empty(1, dtype=torch.int64).random_().numpy()
+        _SEED.random_()
         number = math.prod(shape)
         runs = -(-number // _SHARING)
         last = runs * _SHARING
-        words = np.random.Generator(np.random.SFC64(seed)).integers(
+        words = np.random.Generator(np.random.SFC64(_SEED_READ[0])).integers(
             2**64, size=-(-(last + runs) // 8), dtype=np.uint64
         )
         draws = words.view(np.uint8)
@@ -186,4 +188,5 @@ class _ReluDropout(torch.autograd.Function):
     ) -> tuple[Tensor, None]:
         """Passes what belongs to an element above 0."""
         (y,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.scale), None
+        # an ELU that is flat below 0 and has a slope above is a ReLU that scales as well
+        return torch.ops.aten.elu_backward(grad, 0, ctx.scale, 1, True, y), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -57,10 +57,9 @@ def linear(
     if packing is not None and packing.takes(x, weight):
         return packing.product(x, weight, bias, rows, relu=relu)
     y: Tensor
-    if _is_trained_by_onednn(x, weight):
-        y = _Trained.apply(x, weight, bias, rows)  # type: ignore[no-untyped-call]
-    else:
-        y = F.linear(x, *_part(weight, bias, rows))
+    by_onednn = _is_trained_by_onednn(x, weight)
+    multiply = _Trained.apply if by_onednn else F.linear
+    y = multiply(x, *_part(weight, bias, rows))
     return F.relu(y) if relu else y
 
 
@@ -232,32 +231,29 @@ class _Trained(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        rows: slice | None,
     ) -> Tensor:
         """Maps (R, K) to (R, N)."""
         ctx.save_for_backward(x, weight)
-        ctx.rows = rows
-        ctx.bias_size = 0 if bias is None else len(bias)
-        return _by_onednn(x.contiguous(), *_part(weight, bias, rows))
+        return _by_onednn(x.contiguous(), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gives the gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         of_x, of_weight, of_bias = None, None, None
         # in this order: the gradient has just been written, and that of x is read next
         if ctx.needs_input_grad[2]:
-            of_bias = _filled((ctx.bias_size,), ctx.rows, grad.sum(0))
+            of_bias = grad.sum(0)
         if ctx.needs_input_grad[1]:
-            of_weight = _filled(weight.shape, ctx.rows, grad.t() @ x)
+            of_weight = grad.t() @ x
         if ctx.needs_input_grad[0]:
-            of_x = _by_onednn(grad, _part(weight, None, ctx.rows)[0].t(), None)
-        return of_x, of_weight, of_bias, None
+            of_x = _by_onednn(grad, weight.t(), None)
+        return of_x, of_weight, of_bias
 
 
 def _part(weight: Tensor, bias: Tensor | None, rows: slice | None) -> tuple[Tensor, Tensor | None]:
@@ -265,15 +261,6 @@ def _part(weight: Tensor, bias: Tensor | None, rows: slice | None) -> tuple[Tens
     if rows is None:
         return weight, bias
     return weight[rows], None if bias is None else bias[rows]
-
-
-def _filled(shape: Sequence[int], rows: slice | None, values: Tensor) -> Tensor:
-    """Values in the rows that they are of, zeros elsewhere."""
-    if rows is None:
-        return values
-    filled = values.new_zeros(shape)
-    filled[rows] = values
-    return filled
 
 
 # ---- int8 ----

@@ -49,7 +49,7 @@ def split_heads(rows: Tensor, size: Size, *, parts: int, num_heads: int) -> tupl
     if is_trained_on_cpu(rows):
         found: tuple[Tensor, ...] = _SplitHeads.apply(rows, size, parts, num_heads)  # type: ignore[no-untyped-call]
         return found
-    return _heads(rows, size, parts, num_heads).unbind(0)
+    return _parts(rows, size, parts, num_heads).unbind(0)
 
 
 def join_heads(heads: Tensor, num_rows: int) -> Tensor:
@@ -84,9 +84,14 @@ def _positions(rows: Tensor, size: Size) -> Tensor:
     return rows if len(rows) == number else rows[:number]
 
 
-def _heads(rows: Tensor, size: Size, parts: int, num_heads: int) -> Tensor:
+def _parts(rows: Tensor, size: Size, parts: int, num_heads: int) -> Tensor:
     shape = *size, parts, num_heads, rows.size(-1) // (parts * num_heads)
     return _positions(rows, size).view(shape).permute(2, 0, 3, 1, 4)  # (parts, B, H, T, d)
+
+
+def _heads(rows: Tensor, size: Size, num_heads: int) -> Tensor:
+    shape = *size, num_heads, rows.size(-1) // num_heads
+    return _positions(rows, size).view(shape).transpose(1, 2)  # (B, H, T, d)
 
 
 def _blank_rows(shape: Sequence[int], size: Size, like: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ class _SplitHeads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Returns each part by itself, contiguous."""
         ctx.shape, ctx.size = rows.shape, size
-        return _heads(rows, size, parts, num_heads).contiguous().unbind(0)
+        return _parts(rows, size, parts, num_heads).contiguous().unbind(0)
 
     @staticmethod
     def backward(
@@ -120,9 +125,8 @@ class _SplitHeads(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None]:
         """Puts the gradients side by side again."""
         of_rows = _blank_rows(ctx.shape, ctx.size, grads[0])
-        heads = _heads(of_rows, ctx.size, len(grads), grads[0].size(1))
-        for part, grad in zip(heads.unbind(0), grads, strict=True):
-            part.copy_(grad)
+        heads = _parts(of_rows, ctx.size, len(grads), grads[0].size(1))
+        torch._foreach_copy_(heads.unbind(0), grads)
         return of_rows, None, None, None
 
 
@@ -139,7 +143,7 @@ class _JoinHeads(torch.autograd.Function):
         batch, ctx.num_heads, length, width = heads.shape
         ctx.size = batch, length
         rows = _blank_rows((num_rows, ctx.num_heads * width), ctx.size, heads)
-        _heads(rows, ctx.size, 1, ctx.num_heads)[0].copy_(heads)
+        _heads(rows, ctx.size, ctx.num_heads).copy_(heads)
         return rows
 
     @staticmethod
@@ -148,4 +152,4 @@ class _JoinHeads(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor, None]:
         """Takes the gradients of the heads apart again, contiguous."""
-        return _heads(grad, ctx.size, 1, ctx.num_heads)[0].contiguous(), None
+        return _heads(grad, ctx.size, ctx.num_heads).contiguous(), None
