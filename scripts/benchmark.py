@@ -58,6 +58,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 TRAINEES = ("litseq", "trainer", "torch", "marian", "joeynmt", "opennmt")
 TRANSLATORS = ("litseq", "litseq-int8", "marian", "ctranslate2", "ctranslate2-int8")
+ENVIRONMENTS = {
+    "compact": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"},
+}
 PACKAGES = {"marian": "transformers", "joeynmt": "joeynmt", "opennmt": "OpenNMT-py"}
 
 
@@ -91,7 +94,11 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
     args = parser.parse_args()
     usual = TRAINEES if args.what == "train" else TRANSLATORS
-    known = (*TRAINEES, "compiled") if args.what == "train" else TRANSLATORS
+    known = (
+        (*TRAINEES, *ENVIRONMENTS, "compiled")
+        if args.what == "train"
+        else (*TRANSLATORS, "compiled")
+    )
     args.who = list(dict.fromkeys(("litseq", *(args.who or usual))))  # all are compared with it
     for name in (*args.who, *(item.partition("=")[0] for item in args.python)):
         if name not in known:
@@ -121,7 +128,7 @@ def train_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         (batch["input_ids"], batch["labels"].masked_fill(batch["labels"] == -100, 0))
         for batch in islice(data.train_dataloader(), args.batches)
     ]
-    batches = dict.fromkeys((*TRAINEES, "compiled"), ours)
+    batches = dict.fromkeys((*TRAINEES, *ENVIRONMENTS, "compiled"), ours)
     if not args.same_batches:
         pairs = encoded_pairs(args.train, data.tokenizer)
         for name, rule in RULES.items():
@@ -283,6 +290,7 @@ class Contestant:
     def __init__(self, mode: str, name: str, work: Path, python: str, threads: int) -> None:
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+        environment |= ENVIRONMENTS.get(name, {})
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [python, str(WORKER), mode, name, str(work)], stdin=subprocess.PIPE,
@@ -481,7 +489,8 @@ def keep(result: dict[str, Any], header: list[str], rows: list[list[str]]) -> No
         key += "-same"
     if result["what"] == "translate":
         size = "" if result["size"] == "small" else f"{result['size']}-"
-        key = f"translate-{size}{result['beam_size']}"
+        precision = "" if result["precision"] == "32-true" else f"{result['precision']}-"
+        key = f"translate-{size}{precision}{result['beam_size']}"
     write(key, result, header, rows)
 
 

@@ -314,6 +314,7 @@ TRAINEES: dict[str, Callable[[Work], Callable[..., dict[str, Any]]]] = {
     "litseq": litseq,
     "trainer": trainer,
     "compiled": compiled,
+    "compact": litseq,  # in an environment of its own
     **{name: peer(name) for name in ("torch", "marian", "joeynmt", "opennmt")},
 }
 
@@ -350,7 +351,9 @@ def options_of(work: Work) -> Any:  # noqa: ANN401 - litseq's SearchOptions
     )  # fmt: skip
 
 
-def litseq_search(*, int8: bool = False) -> Callable[[Work], Callable[..., dict[str, Any]]]:
+def litseq_search(
+    *, int8: bool = False, compiled: bool = False
+) -> Callable[[Work], Callable[..., dict[str, Any]]]:
     """Litseq's own search, in a process that keeps freed memory as ``litseq translate`` does."""
 
     def build(work: Work) -> Callable[..., dict[str, Any]]:
@@ -358,7 +361,12 @@ def litseq_search(*, int8: bool = False) -> Callable[[Work], Callable[..., dict[
         from litseq.heap import keep_freed
 
         keep_freed()
-        translator = Seq2Seq.load_from_checkpoint(work["ckpt"]).eval().translator(int8=int8)
+        model = Seq2Seq.load_from_checkpoint(work["ckpt"]).eval()
+        if compiled:
+            for name in ("encode", "step"):
+                way = torch.compile(getattr(model.network, name), dynamic=True)
+                setattr(model.network, name, way)
+        translator = model.translator(int8=int8)
         assert translator is not None
         options = options_of(work)
 
@@ -416,6 +424,7 @@ def ctranslate2_search(folder: str) -> Callable[[Work], Callable[..., dict[str, 
 TRANSLATORS: dict[str, Callable[[Work], Callable[..., dict[str, Any]]]] = {
     "litseq": litseq_search(),
     "litseq-int8": litseq_search(int8=True),
+    "compiled": litseq_search(compiled=True),
     "marian": marian_search,
     "ctranslate2": ctranslate2_search("ctranslate2"),
     "ctranslate2-int8": ctranslate2_search("ctranslate2-int8"),

@@ -267,6 +267,7 @@ def test_a_wrong_export_is_not_kept(quantization, save, tmp_path, monkeypatch):
         (["--model", "onnx", "--ckpt", "a.ckpt"], "a.ckpt and onnx are two models; give --ckpt or"),
         (["--model", "onnx", "--engine", "ctranslate2"], "onnx was made for onnx, not for ctransl"),
         (["--model", "onnx", "--int8", "true"], "onnx holds the weights as litseq export wrote"),
+        (["--model", "onnx", "--precision", "bf16-mixed"], "onnx has the precision of its weights"),
         (["--model", "none"], "none holds no litseq.json; give a folder that 'litseq export --to"),
         (["--model", "onnx", "--device", "cuda"], "an ONNX model runs on the cpu, got dev"),
         (["--model", "ctranslate2", "--device", "tpu"], "CTranslate2 cannot run ctranslate2 on"),

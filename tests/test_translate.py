@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from command_line import error_of, litseq
 from litseq import Seq2Seq, translate, translator
@@ -58,6 +59,32 @@ def test_int8_says_nearly_the_same(fitted, run, model, monkeypatch):
     scores = [[t.hypotheses[0].score for t in found] for found in (exact, rough)]
     assert scores[0] != scores[1]
     assert scores[0] == pytest.approx(scores[1], abs=0.3)
+
+
+def test_bfloat16_says_nearly_the_same(fitted, run, model):
+    exact = model.translations(TEXTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.translations(TEXTS)
+    said = run(joined(TEXTS), "--precision", "bf16-mixed", "--format", "jsonl")
+    assert [json.loads(line)["text"] for line in said] == [t.text for t in rough]
+    scores = [[t.hypotheses[0].score for t in found] for found in (exact, rough)]
+    scores.append([json.loads(line)["score"] for line in said])
+    assert scores[2] == pytest.approx(scores[1], abs=1e-6)
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--precision", "16-mixed"], "this device (CPU) cannot run in precision 16-mixed; set pr"),
+        (["--precision", "bf16-mixed", "--int8", "true"], "--int8 multiplies in 8 bits; leave it"),
+    ],
+)
+def test_precisions_that_are_refused(fitted, words, said):
+    outcome = litseq("translate", "--ckpt", fitted.ckpt, *words, stdin=b"one dog\n")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert said in outcome.err
 
 
 def test_int8_is_for_a_cpu(model):

@@ -43,7 +43,7 @@ def check_precision(asked: str | int | None, device: torch.device, *, training: 
     Lightning itself takes another one in some cases, and fails after a while in others.
 
     Args:
-        asked: What the Trainer's ``precision`` is to be; None and kinds that need packages of their
+        asked: A Trainer's ``precision``; None and kinds that need packages of their
             own are Lightning's business.
         device: Where the model is to run.
         training: Whether it is to be trained, too.
@@ -60,6 +60,6 @@ def check_precision(asked: str | int | None, device: torch.device, *, training: 
         name = torch.cuda.get_device_name(device)
     do = "train" if training else "run"
     raise ValueError(
-        f"this device ({name}) cannot {do} in precision {asked}; set trainer.precision to one of "
+        f"this device ({name}) cannot {do} in precision {asked}; set precision to one of "
         f"{', '.join(possible)}."
     )

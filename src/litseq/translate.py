@@ -17,6 +17,7 @@ from litseq.decoding import SearchOptions
 from litseq.engines import Engine, load_exported
 from litseq.heap import keep_freed
 from litseq.layers.linear import Packing
+from litseq.precision import check_precision
 from litseq.task import Seq2Seq
 from litseq.textfiles import (
     check_output,
@@ -30,6 +31,10 @@ from litseq.textfiles import (
 from litseq.types import ScoredText, Translation
 
 __all__ = ["find_device", "main"]
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 _CHUNK = 2048
 """Lines that are read, sorted by length and translated together."""
@@ -59,6 +64,7 @@ def main(
     max_tokens: int = 4096,
     max_src_len: int = 256,
     device: str = "auto",
+    precision: Precision = "32-true",
     int8: bool = False,
 ) -> None:
     """Translates text, one sentence a line, with a litseq checkpoint or what was exported from it.
@@ -94,6 +100,8 @@ def main(
         max_tokens: Padded source tokens per batch.
         max_src_len: Tokens of a line that are read at most; longer ones are cut, and counted.
         device: Such as cpu or cuda:0; auto is an accelerator where there is one.
+        precision: As a Trainer's; with bf16-mixed, products are in bfloat16, which many processors
+            and GPUs do about twice as fast.
         int8: Multiply in 8 bits on a CPU: faster, and a little less exact, so that a translation
             may depend on the sentences that it shares a batch with.
 
@@ -104,7 +112,7 @@ def main(
     """
     if max_src_len < 2:
         raise ValueError(f"max_src_len counts EOS and must be at least 2, got {max_src_len}.")
-    translations, saved = _load(ckpt, model, engine, device, int8=int8)
+    translations, saved = _load(ckpt, model, engine, device, precision, int8=int8)
     options = SearchOptions(
         beam_size=max(n_best, saved.beam_size) if beam_size is None else beam_size,
         length_penalty=saved.length_penalty if length_penalty is None else length_penalty,
@@ -140,7 +148,13 @@ def main(
 
 
 def _load(
-    ckpt: str | None, model: str | None, engine: Engine | None, device: str, *, int8: bool
+    ckpt: str | None,
+    model: str | None,
+    engine: Engine | None,
+    device: str,
+    precision: Precision,
+    *,
+    int8: bool,
 ) -> tuple[Callable[..., list[Translation]], SearchOptions]:
     """Returns what translates, and how the checkpoint would search."""
     if model is None:
@@ -153,7 +167,12 @@ def _load(
                 "--ckpt is missing: give a checkpoint, or by --model a folder that litseq export "
                 "made."
             )
+        if int8 and precision != "32-true":
+            raise ValueError(
+                f"--int8 multiplies in 8 bits; leave it out, or --precision {precision}."
+            )
         module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
+        check_precision(precision, module.device, training=False)
         if module.device.type == "cpu":
             keep_freed()
         translator = module.eval().translator(int8=int8)
@@ -161,13 +180,21 @@ def _load(
             return module.translations, module.search_options  # which says what is missing
         # packed once for all lines
         ready = replace(translator, packing=translator.packing or Packing())
-        return partial(ready.translate, device=module.device), module.search_options
+        translate = partial(ready.translate, device=module.device)
+        if precision != "32-true":
+            translate = torch.autocast(module.device.type, _MIXED[precision])(translate)
+        return translate, module.search_options
     if ckpt is not None:
         raise ValueError(f"{ckpt} and {model} are two models; give --ckpt or --model.")
     if int8:
         raise ValueError(
             f"{model} holds the weights as litseq export wrote them; leave --int8 out, and export "
             f"--to ctranslate2 --quantization int8."
+        )
+    if precision != "32-true":
+        raise ValueError(
+            f"{model} has the precision of its weights; leave --precision {precision} out, and see "
+            f"--quantization of litseq export."
         )
     try:
         exported, options = load_exported(Path(model), engine=engine, device=device)

@@ -170,8 +170,8 @@ def test_packed_weights_find_what_plain_ones_find(model, batch, search, monkeypa
     src, mask = batch
     packings = []
     monkeypatch.setattr(linear, "_ROWS_TO_PACK", 0)
-    pack = linear._pack_float32
-    monkeypatch.setattr(linear, "_pack_float32", lambda *a: packings.append(1) or pack(*a))
+    pack = linear._pack
+    monkeypatch.setattr(linear, "_pack", lambda *a: packings.append(1) or pack(*a))
     memory = model.encode(src, mask)
     packed = search(memory, MAX_LEN, list(range(B)))
     assert bool(packings) == (not isinstance(model, TinyGru))

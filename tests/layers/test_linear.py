@@ -19,7 +19,7 @@ def at_once(monkeypatch):
     """Weights are packed when they are first used."""
     torch.manual_seed(0)
     monkeypatch.setattr(module, "_ROWS_TO_PACK", 0)
-    if not module._has_float32():
+    if not module._has_onednn():
         pytest.skip("no such kernels here")
 
 
@@ -92,15 +92,15 @@ def test_relu_before_a_weight_is_packed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case", ["grad", "float64", "autocast", "bfloat16", "no parameter", "empty", "switched off"]
+    "case", ["grad", "float64", "autocast", "int8", "no parameter", "empty", "switched off"]
 )
 def test_elsewhere_nothing_is_packed(case):
-    layer, x, packing = Linear(K, N), torch.randn(4, K), Packing()
+    layer, x, packing = Linear(K, N), torch.randn(4, K), Packing(int8=case == "int8")
     weight = layer.weight
     if case == "float64":
         layer, x = layer.double(), x.double()
         weight = layer.weight
-    elif case == "bfloat16":
+    elif case == "int8":
         layer, x = layer.bfloat16(), x.bfloat16()
         weight = layer.weight
     elif case == "no parameter":
@@ -110,11 +110,43 @@ def test_elsewhere_nothing_is_packed(case):
     with (
         packed_weights(packing),
         torch.set_grad_enabled(case == "grad"),
-        torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"),
+        torch.autocast("cpu", torch.float16, enabled=case == "autocast"),
         torch.backends.mkldnn.flags(enabled=case != "switched off"),
     ):
         assert torch.equal(linear(x, weight, layer.bias), F.linear(x, weight, layer.bias))
     assert not is_packed(packing)
+
+
+@pytest.mark.parametrize("shape", [(1, K), (8, K), (2, 3, 101, K)])
+@pytest.mark.parametrize("kind", ["mixed", "mixed, of bfloat16", "true"])
+def test_bfloat16_is_the_same_to_rounding(shape, kind):
+    layer, x, packing = Linear(K, N), torch.randn(shape), Packing()
+    expected = F.relu(F.linear(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16()))
+    if kind != "mixed":
+        x = x.bfloat16()
+    if kind == "true":
+        layer = layer.bfloat16()
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16, enabled=kind != "true"),
+        packed_weights(packing),
+    ):
+        found = linear(x, layer.weight, layer.bias, relu=True)
+    assert is_packed(packing) == module._has_bfloat16()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected.detach(), rtol=2**-7, atol=2**-9)
+
+
+def test_each_precision_has_its_own_weights():
+    layer, x, packing = Linear(K, N), torch.randn(4, K), Packing()
+    full = F.linear(x, layer.weight, layer.bias).detach()
+    for mixed in (True, False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found, _ = run(layer, x, packing)
+        assert found.dtype == (torch.bfloat16 if mixed else torch.float32)
+        torch.testing.assert_close(
+            found.float(), full, **({"rtol": 0, "atol": 0.03} if mixed else {})
+        )
 
 
 def test_few_rows_are_not_worth_packing(monkeypatch):
@@ -275,7 +307,7 @@ def test_elsewhere_training_is_torchs(trained, case):
     x = x[None] if case == "3 dims" else x
     with (
         torch.set_grad_enabled(case != "no grad"),
-        torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"),
+        torch.autocast("cpu", torch.float16, enabled=case == "autocast"),
         torch.backends.mkldnn.flags(enabled=case != "switched off"),
     ):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))

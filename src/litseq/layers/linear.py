@@ -76,9 +76,9 @@ class Packing:
     Weights must not change while a packing lives. What it does not take, such as other precisions
     and what torch's own LSTM and GRU multiply by, is computed as elsewhere.
 
-    In float32 the kernels are oneDNN's, and results are the same to rounding. A weight is packed
-    once it has been used for some rows. Kernels are planned anew for each number of rows, so
-    numbers are rounded up to few.
+    In float32 and bfloat16, that of autocast too, the kernels are oneDNN's, and results are the
+    same to rounding. A weight is packed once it has been used for some rows. Kernels are planned
+    anew for each number of rows, so numbers are rounded up to few.
 
     Attributes:
         int8: Multiplies in 8 bits: weights have a scale for each row, and x one for all of a call,
@@ -106,17 +106,20 @@ class Packing:
     def takes(self, x: Tensor, weight: Tensor) -> bool:
         """Whether it multiplies these."""
         plain = type(x) is Tensor and type(weight) is nn.Parameter
-        floats = x.dtype == weight.dtype == torch.float32
         return (
             plain
-            and floats
             and x.device.type == "cpu"
             and x.dim() > 1
             and x.numel() > 0
             and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and (self.int8 or (bool(torch.backends.mkldnn.enabled) and _has_float32()))
+            and self._has_kernels(_product_dtype(x, weight))
         )
+
+    def _has_kernels(self, dtype: torch.dtype | None) -> bool:
+        if self.int8:
+            return dtype == torch.float32
+        onednn = bool(torch.backends.mkldnn.enabled) and _has_onednn()
+        return onednn and (dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bfloat16()))
 
     def product(
         self,
@@ -128,19 +131,22 @@ class Packing:
         relu: bool = False,
     ) -> Tensor:
         """Computes what ``linear`` says."""
-        key = id(weight), id(bias), rows and (rows.start, rows.stop, rows.step)
+        dtype = _product_dtype(x, weight)
+        key = id(weight), id(bias), dtype, rows and (rows.start, rows.stop, rows.step)
+        x = x.to(dtype)
         if key not in self._packed:
-            bias_known = None if bias is None else bias.detach()
-            weight_part, bias_part = _part(weight.detach(), bias_known, rows)
+            weight_part, bias_part = _part(weight, bias, rows)
+            weight_part = weight_part.detach().to(dtype)
+            bias_part = None if bias_part is None else bias_part.detach().to(dtype)
             seen = self._seen.get(key, 0)
             self._seen[key] = seen + x.shape[:-1].numel()
             if not self.int8 and seen < _ROWS_TO_PACK:
                 y = F.linear(x, weight_part, bias_part)
                 return y.relu_() if relu else y
-            pack = _pack_int8 if self.int8 else _pack_float32
+            pack = _pack_int8 if self.int8 else _pack
             # with both, so that nothing else gets their ids
             self._packed[key] = (weight, bias), pack(weight_part, bias_part)
-        multiply = _multiply_int8 if self.int8 else _multiply_float32
+        multiply = _multiply_int8 if self.int8 else _multiply
         if x.dim() == 2:
             return multiply(x, self._packed[key][1], relu=relu)
         y = multiply(x.flatten(0, -2), self._packed[key][1], relu=relu)
@@ -163,25 +169,38 @@ def packed_weights(packing: Packing | None = None) -> Iterator[None]:
         _in_use.reset(token)
 
 
-# ---- float32: what torch.compile emits for weights that are frozen ----
+def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """What ``F.linear`` computes these in; None if it refuses."""
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype if x.dtype == weight.dtype else None
 
-Float32 = tuple[Tensor, Tensor | None]
+
+# ---- oneDNN: what torch.compile emits for weights that are frozen ----
+
+Packed = tuple[Tensor, Tensor | None]
 
 
 @cache
-def _has_float32() -> bool:
+def _has_onednn() -> bool:
     known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     names = ("_linear_pointwise", "_reorder_linear_weight")
     return known and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
-def _pack_float32(weight: Tensor, bias: Tensor | None) -> Float32:
+@cache
+def _has_bfloat16() -> bool:
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
+
+
+def _pack(weight: Tensor, bias: Tensor | None) -> Packed:
     # laid out for some number of rows, and right for any
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 256)
     return packed, None if bias is None else bias.contiguous()
 
 
-def _multiply_float32(x: Tensor, packed: Float32, *, relu: bool) -> Tensor:
+def _multiply(x: Tensor, packed: Packed, *, relu: bool) -> Tensor:
     weight, bias = packed
     num_rows = x.size(0)
     short = -num_rows % (8 if num_rows <= 256 else ROWS_STEP)
@@ -218,7 +237,7 @@ def _is_trained_by_onednn(x: Tensor, weight: Tensor) -> bool:
         and len(x) % ROWS_STEP == 0
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
-        and _has_float32()
+        and _has_onednn()
     )
 
 
