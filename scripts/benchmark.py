@@ -93,16 +93,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
     args = parser.parse_args()
-    usual = TRAINEES if args.what == "train" else TRANSLATORS
-    known = (
-        (*TRAINEES, *ENVIRONMENTS, "compiled")
-        if args.what == "train"
-        else (*TRANSLATORS, "compiled")
-    )
+    if args.what == "train":
+        usual, more = TRAINEES, (*ENVIRONMENTS, "compiled")
+    elif args.precision == "32-true":
+        usual, more = TRANSLATORS, ("compiled",)
+    else:  # the others have a precision of their own
+        usual, more = ("litseq", "marian"), ()
+    known = (*usual, *more)
     args.who = list(dict.fromkeys(("litseq", *(args.who or usual))))  # all are compared with it
     for name in (*args.who, *(item.partition("=")[0] for item in args.python)):
         if name not in known:
-            sys.exit(f"unknown contestant {name!r}; choose among {', '.join(known)}.")
+            sys.exit(f"{name!r} is no contestant here; choose among {', '.join(known)}.")
     with tempfile.TemporaryDirectory() as folder:
         work = (train_work if args.what == "train" else translate_work)(args, Path(folder))
         result = measure(work, args, Path(folder))

@@ -10,7 +10,7 @@ import litseq
 ROOT = Path(litseq.__file__).parent
 # From the bottom to the top; a part may import itself and what stands on lines before its own.
 LAYERS = [
-    ["types", "textfiles", "random_state", "sharding", "heap"],
+    ["types", "textfiles", "random_state", "sharding", "heap", "precision"],
     ["layers"],
     ["models"],
     ["attention"],
@@ -25,7 +25,7 @@ LAYERS = [
     ["callbacks", "translate", "average"],
     ["explain", "export"],
     ["selftest"],
-    ["precision", "cli_imports"],
+    ["cli_imports"],
     ["cli_messages", "cli_outputs", "cli_resume", "cli_runs"],
     ["cli"],
     ["completion"],

@@ -65,7 +65,7 @@ def test_bfloat16_says_nearly_the_same(fitted, run, model):
     exact = model.translations(TEXTS)
     with torch.autocast("cpu", torch.bfloat16):
         rough = model.translations(TEXTS)
-    said = run(joined(TEXTS), "--precision", "bf16-mixed", "--format", "jsonl")
+    said = run(joined(TEXTS), "--precision", "bf16-mixed", "--device", "cpu", "--format", "jsonl")
     assert [json.loads(line)["text"] for line in said] == [t.text for t in rough]
     scores = [[t.hypotheses[0].score for t in found] for found in (exact, rough)]
     scores.append([json.loads(line)["score"] for line in said])
@@ -82,7 +82,8 @@ def test_bfloat16_says_nearly_the_same(fitted, run, model):
     ],
 )
 def test_precisions_that_are_refused(fitted, words, said):
-    outcome = litseq("translate", "--ckpt", fitted.ckpt, *words, stdin=b"one dog\n")
+    words = ("translate", "--ckpt", fitted.ckpt, "--device", "cpu", *words)
+    outcome = litseq(*words, stdin=b"one dog\n")
     assert (outcome.status, outcome.out) == (2, "")
     assert said in outcome.err
 

@@ -37,7 +37,13 @@ def possible_precisions(device: torch.device, *, training: bool) -> tuple[str, .
     )
 
 
-def check_precision(asked: str | int | None, device: torch.device, *, training: bool) -> None:
+def check_precision(
+    asked: str | int | None,
+    device: torch.device,
+    *,
+    training: bool,
+    option: str = "trainer.precision",
+) -> None:
     """Refuses a precision that the device cannot do, or can but to no good end.
 
     Lightning itself takes another one in some cases, and fails after a while in others.
@@ -47,6 +53,7 @@ def check_precision(asked: str | int | None, device: torch.device, *, training: 
             own are Lightning's business.
         device: Where the model is to run.
         training: Whether it is to be trained, too.
+        option: Where another precision is to be asked for.
 
     Raises:
         ValueError: If it is not possible; the message names what is.
@@ -60,6 +67,6 @@ def check_precision(asked: str | int | None, device: torch.device, *, training: 
         name = torch.cuda.get_device_name(device)
     do = "train" if training else "run"
     raise ValueError(
-        f"this device ({name}) cannot {do} in precision {asked}; set precision to one of "
+        f"this device ({name}) cannot {do} in precision {asked}; set {option} to one of "
         f"{', '.join(possible)}."
     )

@@ -170,15 +170,18 @@ class _Product:
 
     def __call__(self, h: Tensor) -> Tensor:
         """Gives logits, (n, V), of (n, D)."""
-        if self._packing.takes(h, self._given[0]):
+        if self._is_packed(h):
             return self._packing.product(h, *self._given)
         return F.linear(h, *self._cast)
 
     def back(self, slope: Tensor) -> Tensor:
         """Gives the gradient of (n, D) from that of logits, (n, V)."""
-        if self._packing.takes(slope, self._given[0]):
+        if self._is_packed(slope):
             return unpacked_product(slope, self._transposed)
         return slope @ self._cast[0]
+
+    def _is_packed(self, x: Tensor) -> bool:
+        return x.dtype == torch.float32 and self._packing.takes(x, self._given[0])
 
 
 class _Slopes:

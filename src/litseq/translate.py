@@ -32,9 +32,11 @@ from litseq.types import ScoredText, Translation
 
 __all__ = ["find_device", "main"]
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 
-_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_DTYPES = {
+    "64": torch.float64, "32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16,
+}  # fmt: skip
 
 _CHUNK = 2048
 """Lines that are read, sorted by length and translated together."""
@@ -171,9 +173,13 @@ def _load(
             raise ValueError(
                 f"--int8 multiplies in 8 bits; leave it out, or --precision {precision}."
             )
-        module = Seq2Seq.load_from_checkpoint(ckpt, map_location=find_device(device))
-        check_precision(precision, module.device, training=False)
-        if module.device.type == "cpu":
+        where = find_device(device)
+        check_precision(precision, where, training=False, option="precision")
+        number, kind = precision.split("-")
+        module = Seq2Seq.load_from_checkpoint(ckpt, map_location=where)
+        if kind == "true":
+            module.to(_DTYPES[number])
+        if where.type == "cpu":
             keep_freed()
         translator = module.eval().translator(int8=int8)
         if translator is None:
@@ -181,8 +187,8 @@ def _load(
         # packed once for all lines
         ready = replace(translator, packing=translator.packing or Packing())
         translate = partial(ready.translate, device=module.device)
-        if precision != "32-true":
-            translate = torch.autocast(module.device.type, _MIXED[precision])(translate)
+        if kind == "mixed":
+            translate = torch.autocast(where.type, _DTYPES[number])(translate)
         return translate, module.search_options
     if ckpt is not None:
         raise ValueError(f"{ckpt} and {model} are two models; give --ckpt or --model.")

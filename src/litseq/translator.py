@@ -191,8 +191,8 @@ class Translator(TextTranslator):
 
     Attributes:
         model: In evaluation mode, on the device of the batches.
-        packing: How a CPU multiplies by the weights, which must not change then; None: in float32,
-            laid out anew for each search.
+        packing: How a CPU multiplies by the weights, which must not change then; None: in the
+            precision of all else, laid out anew for each search.
     """
 
     model: Seq2SeqModel

@@ -92,15 +92,26 @@ def test_relu_before_a_weight_is_packed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case", ["grad", "float64", "autocast", "int8", "no parameter", "empty", "switched off"]
+    "case",
+    [
+        "grad",
+        "float64",
+        "float16",
+        "int8 of bfloat16",
+        "int8 in autocast",
+        "no parameter",
+        "empty",
+        "switched off",
+    ],
 )
 def test_elsewhere_nothing_is_packed(case):
-    layer, x, packing = Linear(K, N), torch.randn(4, K), Packing(int8=case == "int8")
+    layer, x, packing = Linear(K, N), torch.randn(4, K), Packing(int8="int8" in case)
     weight = layer.weight
+    dtype = torch.float16 if case == "float16" else torch.bfloat16
     if case == "float64":
         layer, x = layer.double(), x.double()
         weight = layer.weight
-    elif case == "int8":
+    elif case == "int8 of bfloat16":
         layer, x = layer.bfloat16(), x.bfloat16()
         weight = layer.weight
     elif case == "no parameter":
@@ -110,7 +121,7 @@ def test_elsewhere_nothing_is_packed(case):
     with (
         packed_weights(packing),
         torch.set_grad_enabled(case == "grad"),
-        torch.autocast("cpu", torch.float16, enabled=case == "autocast"),
+        torch.autocast("cpu", dtype, enabled=case in ("float16", "int8 in autocast")),
         torch.backends.mkldnn.flags(enabled=case != "switched off"),
     ):
         assert torch.equal(linear(x, weight, layer.bias), F.linear(x, weight, layer.bias))
@@ -307,7 +318,7 @@ def test_elsewhere_training_is_torchs(trained, case):
     x = x[None] if case == "3 dims" else x
     with (
         torch.set_grad_enabled(case != "no grad"),
-        torch.autocast("cpu", torch.float16, enabled=case == "autocast"),
+        torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"),
         torch.backends.mkldnn.flags(enabled=case != "switched off"),
     ):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))

@@ -237,7 +237,7 @@ class _WrittenOut(torch.autograd.Function):
 def _blocks(
     shape: tuple[int, int, int, int], tensors: Sequence[Tensor], mask: Tensor | None
 ) -> Iterable[tuple[Any, ...]]:
-    """A few sequences of each tensor, (B H, ...), and of the mask, whose weights fit a cache."""
+    """A few sequences of each tensor, (B H, ...), and of the mask, at least one."""
     batch, heads, queries, keys = shape
     size = max(_BLOCK // max(4 * heads * queries * keys, 1), 1)
     if size >= batch:

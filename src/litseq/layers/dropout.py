@@ -16,8 +16,6 @@ __all__ = ["Dropout", "Kept"]
 _VALUES = 2**16  # of two random bytes
 _SHARING = 256  # elements that have the second one together
 _ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
-_SEED = torch.empty(1, dtype=torch.int64, device="cpu")
-_SEED_READ = _SEED.numpy()
 
 
 class Dropout(nn.Dropout):
@@ -73,11 +71,11 @@ class Dropout(nn.Dropout):
 
     def draw(self, shape: Sequence[int]) -> Kept:
         """Draws who stays of so many elements, where ``is_fast``."""
-        _SEED.random_()
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         number = math.prod(shape)
         runs = -(-number // _SHARING)
         last = runs * _SHARING
-        words = np.random.Generator(np.random.SFC64(_SEED_READ[0])).integers(
+        words = np.random.Generator(np.random.SFC64(seed)).integers(
             2**64, size=-(-(last + runs) // 8), dtype=np.uint64
         )
         draws = words.view(np.uint8)

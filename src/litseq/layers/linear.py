@@ -112,14 +112,15 @@ class Packing:
             and x.dim() > 1
             and x.numel() > 0
             and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
             and self._has_kernels(_product_dtype(x, weight))
         )
 
     def _has_kernels(self, dtype: torch.dtype | None) -> bool:
         if self.int8:
             return dtype == torch.float32
-        onednn = bool(torch.backends.mkldnn.enabled) and _has_onednn()
-        return onednn and (dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bfloat16()))
+        known = dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bfloat16())
+        return known and bool(torch.backends.mkldnn.enabled) and _has_onednn()
 
     def product(
         self,
@@ -171,7 +172,7 @@ def packed_weights(packing: Packing | None = None) -> Iterator[None]:
 
 def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """What ``F.linear`` computes these in; None if it refuses."""
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+    if torch.is_autocast_enabled("cpu") and torch.float64 not in (x.dtype, weight.dtype):
         return torch.get_autocast_dtype("cpu")
     return x.dtype if x.dtype == weight.dtype else None
 
