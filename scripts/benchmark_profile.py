@@ -1,10 +1,10 @@
-"""Where the time of one training step and of one beam search goes: the ten largest costs of each.
+"""Where the time of a training step and of two searches goes: the ten largest costs of each.
 
     python scripts/benchmark_profile.py --ckpt CKPT      # prints, and writes docs/performance.md
 
 One thread, so that no operator's time hides behind another's. The work is that of ``benchmark.py``:
 a batch of 4,096 tokens of Multi30k for the small Transformer, and 64 of its test sentences in a
-beam of 4.
+beam of 4, and of 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST = 10
 
 
 def main() -> None:
-    """Profiles both, prints the tables and writes them."""
+    """Profiles all, prints the tables and writes them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,6 +49,7 @@ def main() -> None:
     for name, run in (
         ("profile-train", worker.litseq(work)),
         ("profile-beam", worker.litseq_search()(search)),
+        ("profile-greedy", worker.litseq_search()({**search, "beam_size": 1})),
     ):
         header, rows = largest(run)
         print(markdown(header, rows))

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,12 +28,24 @@ from doc_tables import markdown
 from litseq.heap import give_back
 from litseq.layers import rows as layer_rows
 
-WAYS = {  # precision, whether rows are rounded up, whether memory is given back
-    "float32": ("32-true", True, False),
-    "float32, rows as they are": ("32-true", False, False),
-    "bfloat16": ("bf16-mixed", True, False),
-    "bfloat16, rows as they are": ("bf16-mixed", False, False),
-    "bfloat16, freed memory given back every 10 s": ("bf16-mixed", True, True),
+
+class Way(NamedTuple):
+    """How to train: whether rows are rounded up, and what becomes of freed memory."""
+
+    precision: str
+    rounds: bool = True
+    gives_back: bool = False
+    compact: bool = False
+
+
+WAYS = {
+    "float32": Way("32-true"),
+    "float32, compact": Way("32-true", compact=True),
+    "float32, rows as they are": Way("32-true", rounds=False),
+    "bfloat16": Way("bf16-mixed"),
+    "bfloat16, compact": Way("bf16-mixed", compact=True),
+    "bfloat16, rows as they are": Way("bf16-mixed", rounds=False),
+    "bfloat16, freed memory given back every 10 s": Way("bf16-mixed", gives_back=True),
 }
 EVERY = 10.0  # seconds; Seq2Seq waits for 30
 
@@ -53,10 +65,13 @@ def main() -> None:
         print(json.dumps(run(args)))
         return
     found = {}
-    for way in WAYS:
+    for way, how in WAYS.items():
         words = [sys.executable, __file__, "--way", way, "--train", args.train]
         words += ["--batches", str(args.batches), "--threads", str(args.threads)]
-        said = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+        environment = {**os.environ, **(benchmark.ENVIRONMENTS["compact"] if how.compact else {})}
+        said = subprocess.run(
+            words, stdout=subprocess.PIPE, text=True, check=True, env=environment
+        ).stdout
         found[way] = json.loads(said.splitlines()[-1])
         print(f"{way}: {found[way]}", file=sys.stderr)
     result = {"batches": args.batches, "threads": args.threads, "ways": found}
@@ -68,22 +83,22 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains the small Transformer on so many batches, each once."""
-    precision, rounds, gives_back = WAYS[args.way]
+    way = WAYS[args.way]
     torch.set_num_threads(args.threads)
     asked = argparse.Namespace(
         train=args.train, size="small", max_tokens=4096, batches=args.batches, same_batches=True,
-        precision=precision, threads=args.threads,
+        precision=way.precision, threads=args.threads,
     )  # fmt: skip
     work = benchmark.train_work(asked, Path())
     batches = work["batches"]["litseq"]
     torch.manual_seed(0)
-    if not rounds:
+    if not way.rounds:
         layer_rows._round_up = lambda num_rows: num_rows
     step = worker.litseq(work | {"batches": None})
     gave_back = begin = time.perf_counter()
     for batch in batches:
         step(batches=[batch])
-        if gives_back and time.perf_counter() - gave_back > EVERY:
+        if way.gives_back and time.perf_counter() - gave_back > EVERY:
             give_back()
             gave_back = time.perf_counter()
     seconds = time.perf_counter() - begin

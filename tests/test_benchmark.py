@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark  # noqa: E402
 import benchmark_data  # noqa: E402
 import benchmark_peers  # noqa: E402
+import benchmark_profile  # noqa: E402
 import benchmark_scaling  # noqa: E402
 import benchmark_shapes  # noqa: E402
 import benchmark_worker as worker  # noqa: E402
@@ -164,6 +165,16 @@ def test_the_page_has_the_tables_of_the_record():
         else:
             header, rows = benchmark.translate_table(result)
         assert markdown(header, rows) in page, key
+
+
+def test_a_profile_names_the_largest_costs():
+    x = torch.randn(512, 512)
+    header, rows = benchmark_profile.largest(lambda: (x @ x).relu())
+    assert header == ["operator", "calls", "ms", "share"]
+    assert rows[0][:2] == ["`aten::mm`", "1"]
+    assert [row[0] for row in rows].count("`aten::relu`") == 1
+    assert rows[-1][0] == "the rest"
+    assert sum(float(row[3].rstrip("%")) for row in rows) == pytest.approx(100, abs=1)
 
 
 def test_corpora_of_any_size_have_no_pair_twice(tmp_path):
