@@ -61,6 +61,7 @@ TRANSLATORS = ("litseq", "litseq-int8", "marian", "ctranslate2", "ctranslate2-in
 ENVIRONMENTS = {
     "compact": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"},
 }
+TRAINEES_ON_REQUEST = (*ENVIRONMENTS, "compiled")
 PACKAGES = {"marian": "transformers", "joeynmt": "joeynmt", "opennmt": "OpenNMT-py"}
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
     args = parser.parse_args()
     if args.what == "train":
-        usual, more = TRAINEES, (*ENVIRONMENTS, "compiled")
+        usual, more = TRAINEES, TRAINEES_ON_REQUEST
     elif args.precision == "32-true":
         usual, more = TRANSLATORS, ("compiled",)
     else:  # the others have a precision of their own
@@ -129,7 +130,7 @@ def train_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         (batch["input_ids"], batch["labels"].masked_fill(batch["labels"] == -100, 0))
         for batch in islice(data.train_dataloader(), args.batches)
     ]
-    batches = dict.fromkeys((*TRAINEES, *ENVIRONMENTS, "compiled"), ours)
+    batches = dict.fromkeys((*TRAINEES, *TRAINEES_ON_REQUEST), ours)
     if not args.same_batches:
         pairs = encoded_pairs(args.train, data.tokenizer)
         for name, rule in RULES.items():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 
-__all__ = ["check_precision", "possible_precisions"]
+__all__ = ["Precision", "check_precision", "possible_precisions"]
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 
 _ALIASES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-_KNOWN = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+_KNOWN: tuple[str, ...] = get_args(Precision)
 
 
 def possible_precisions(device: torch.device, *, training: bool) -> tuple[str, ...]:
@@ -49,8 +53,8 @@ def check_precision(
     Lightning itself takes another one in some cases, and fails after a while in others.
 
     Args:
-        asked: A Trainer's ``precision``; None and kinds that need packages of their
-            own are Lightning's business.
+        asked: A Trainer's ``precision``; None and kinds that need packages of their own are
+            Lightning's business.
         device: Where the model is to run.
         training: Whether it is to be trained, too.
         option: Where another precision is to be asked for.

@@ -122,8 +122,8 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             if ignored is not None:
                 sums.masked_fill_(ignored, 0)
             if slopes is not None:
-                spread = label_smoothing * mean_w, label_smoothing / len(weight)
-                slopes.finish(h, rows, ignored, *spread)
+                of_row, of_token = label_smoothing * mean_w, label_smoothing / len(weight)
+                slopes.finish(h, rows, ignored, of_row, of_token)
         ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         ctx.save_for_backward(*grads)
         nll, even = sums.sum(1).unbind()

@@ -17,7 +17,7 @@ from litseq.decoding import SearchOptions
 from litseq.engines import Engine, load_exported
 from litseq.heap import keep_freed
 from litseq.layers.linear import Packing
-from litseq.precision import check_precision
+from litseq.precision import Precision, check_precision
 from litseq.task import Seq2Seq
 from litseq.textfiles import (
     check_output,
@@ -31,8 +31,6 @@ from litseq.textfiles import (
 from litseq.types import ScoredText, Translation
 
 __all__ = ["find_device", "main"]
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 
 _DTYPES = {
     "64": torch.float64, "32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16,
@@ -103,7 +101,7 @@ def main(
         max_src_len: Tokens of a line that are read at most; longer ones are cut, and counted.
         device: Such as cpu or cuda:0; auto is an accelerator where there is one.
         precision: As a Trainer's; with bf16-mixed, products are in bfloat16, which many processors
-            and GPUs do about twice as fast.
+            and GPUs do faster.
         int8: Multiply in 8 bits on a CPU: faster, and a little less exact, so that a translation
             may depend on the sentences that it shares a batch with.
 

@@ -56,10 +56,8 @@ def linear(
     packing = None if torch.compiler.is_compiling() else _in_use.get()
     if packing is not None and packing.takes(x, weight):
         return packing.product(x, weight, bias, rows, relu=relu)
-    y: Tensor
-    by_onednn = _is_trained_by_onednn(x, weight)
-    multiply = _Trained.apply if by_onednn else F.linear
-    y = multiply(x, *_part(weight, bias, rows))
+    multiply = _Trained.apply if _is_trained_by_onednn(x, weight) else F.linear
+    y: Tensor = multiply(x, *_part(weight, bias, rows))
     return F.relu(y) if relu else y
 
 
