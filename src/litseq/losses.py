@@ -123,7 +123,7 @@ class _CrossEntropy(torch.autograd.Function):
                 uniform.append(-_sum(log_probs.mean(-1), keep))
         nll_sum = torch.stack(nll).sum()
         ctx.mark_non_differentiable(nll_sum)
-        return smoothed(nll_sum, uniform, label_smoothing), nll_sum
+        return smoothed(nll_sum, _total(uniform), label_smoothing), nll_sum
 
     @staticmethod
     def backward(
@@ -191,7 +191,7 @@ class _RDrop(torch.autograd.Function):
         ctx.dtype = logits.dtype
         nll_sum, kl_sum = torch.stack(nll).sum(), torch.stack(divergence).sum()
         ctx.mark_non_differentiable(nll_sum)
-        return smoothed(nll_sum, uniform, share) + weight * kl_sum, nll_sum
+        return smoothed(nll_sum, _total(uniform), share) + weight * kl_sum, nll_sum
 
     @staticmethod
     def backward(
@@ -221,11 +221,14 @@ _PIECE = {True: 2**18, False: 2**26}
 keep an accelerator busy while the next piece is on its way."""
 
 
-def smoothed(nll: Tensor, uniform: list[Tensor], label_smoothing: float) -> Tensor:
-    """Mixes the sum of nll with the sums for a uniform target; always a tensor of its own."""
-    if not uniform:
-        return nll.clone()
-    return (1.0 - label_smoothing) * nll + label_smoothing * torch.stack(uniform).sum()
+def smoothed(nll: Tensor, uniform: Tensor | None, label_smoothing: float) -> Tensor:
+    """Mixes the sum of nll with the sum for a uniform target; always a tensor of its own."""
+    return nll.clone() if uniform is None else nll.lerp(uniform, label_smoothing)
+
+
+def _total(sums: list[Tensor]) -> Tensor | None:
+    """Of all pieces; None if there are none."""
+    return torch.stack(sums).sum() if sums else None
 
 
 def _sum(values: Tensor, keep: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
 
@@ -56,16 +57,19 @@ def projected_loss(
         dtype = torch.get_autocast_dtype(device)
     if dtype == torch.float16 or projection.bias is None or not is_plain(projection):
         return token_loss(projection(hidden), labels, label_smoothing=label_smoothing)
+    labels = labels.flatten()
+    counts = labels != IGNORE
     loss, nll = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, -2),
         projection.weight,
         projection.bias,
-        labels.flatten(),
+        labels,
+        counts,
         label_smoothing,
         dtype,
         torch.is_grad_enabled(),
     )
-    return TokenLoss(loss, nll, (labels != IGNORE).sum())
+    return TokenLoss(loss, nll, counts.sum())
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
@@ -78,23 +82,25 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         labels: Tensor,
+        counts: Tensor,
         label_smoothing: float,
         dtype: torch.dtype,
         trains: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the sums of loss and of nll, from (N, D), (V, D), (V,) and labels (N,)."""
-        grads = [
-            torch.zeros_like(x, dtype=compute_dtype(x)) if needed and trains else None
-            for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
-        ]
-        rows, ignored = _rows(labels)
-        y, h = labels[rows], hidden[rows].to(dtype)
+        """Returns the sums of loss and of nll.
+
+        From (N, D), (V, D), (V,), labels (N,) and which of those count, bool (N,).
+        """
+        needed = [trains and needed for needed in ctx.needs_input_grad[:3]]
+        rows, ignored = _rows(counts)
+        y, h = (labels, hidden) if rows is None else (labels[rows], hidden[rows])
+        h = h.to(dtype)
         if ignored is not None:
             y, h = y.masked_fill(ignored, 0), h.masked_fill(ignored[:, None], 0)
         y = y[:, None]
         with torch.autocast(hidden.device.type, enabled=False):
             product = _Product(weight, bias, dtype)
-            slopes = _Slopes(grads, product) if any(x is not None for x in grads) else None
+            slopes = _Slopes(needed, product, weight) if any(needed) else None
             # the mean of all logits is the product with the mean of all rows
             mean_w, mean_b = (x.mean(0, dtype=compute_dtype(x)) for x in (weight, bias))
             target = mean_b.new_full(y.shape, label_smoothing - 1)
@@ -117,19 +123,22 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             # the normaliser, from the most probable token, whose logarithm is exact
             log_norm = top - top_prob.log()
             # of a target that is spread evenly: the normaliser less the mean logit
-            even = log_norm - (h.to(mean_w.dtype) @ mean_w + mean_b)
-            sums = torch.stack((log_norm - chosen, even))  # (2, N)
+            even = log_norm - torch.addmv(mean_b, h.to(mean_w.dtype), mean_w)
+            nll = log_norm - chosen
             if ignored is not None:
-                sums.masked_fill_(ignored, 0)
+                nll, even = nll.masked_fill(ignored, 0), even.masked_fill(ignored, 0)
+            grads: Sequence[Tensor | None] = (None, None, None)
             if slopes is not None:
                 of_row, of_token = label_smoothing * mean_w, label_smoothing / len(weight)
-                slopes.finish(h, rows, ignored, of_row, of_token)
+                of_rows, *more = slopes.finish(h, ignored, of_row, of_token)
+                if of_rows is not None and rows is not None:
+                    of_rows = of_rows.new_zeros(hidden.shape).index_copy_(0, rows, of_rows)
+                grads = of_rows, *more
         ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         ctx.save_for_backward(*grads)
-        nll, even = sums.sum(1).unbind()
-        nll = nll.clone()
+        nll = nll.sum()
         ctx.mark_non_differentiable(nll)
-        return smoothed(nll, [even] if label_smoothing else [], label_smoothing), nll
+        return smoothed(nll, even.sum() if label_smoothing else None, label_smoothing), nll
 
     @staticmethod
     @once_differentiable
@@ -143,14 +152,15 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             None if grad is None else (grad * grad_loss).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
-def _rows(labels: Tensor) -> tuple[Tensor | slice, Tensor | None]:
-    """Those with a label; where counting them would wait, all, and which to ignore."""
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        return (labels != IGNORE).nonzero()[:, 0], None
-    return slice(None), labels == IGNORE
+def _rows(counts: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Those that count, None if all; where finding them would wait, all, and which to ignore."""
+    if counts.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = counts.nonzero()[:, 0]
+        return None if len(rows) == len(counts) else rows, None
+    return None, ~counts
 
 
 def _piece_size(vocab_size: int, *, on_cpu: bool) -> int:
@@ -188,21 +198,26 @@ class _Slopes:
     """Gradients that are added up piece by piece.
 
     Args:
-        grads: Of hidden, weight and bias, each to be written into, or None.
+        needed: Which there are: of hidden vectors, of the weight, of the bias.
         product: The projection.
+        weight: Its weight.
     """
 
-    def __init__(self, grads: list[Tensor | None], product: _Product) -> None:
-        self._of_hidden, self._of_weight, self._of_bias = grads
-        self._of_rows: list[Tensor] = []
+    def __init__(self, needed: Sequence[bool], product: _Product, weight: Tensor) -> None:
+        self._needs_rows, needs_weight, self._needs_bias = needed
         self._product = product
+        self._of_rows: list[Tensor] = []
+        self._of_bias: list[Tensor] = []
+        self._of_weight = None
+        if needs_weight:
+            self._of_weight = torch.zeros_like(weight, dtype=compute_dtype(weight))
 
     def add(self, h: Tensor, slope: Tensor) -> None:
         """Adds what some rows give, float (n, D), from the gradient of their logits, (n, V)."""
         of_weight = self._of_weight
-        if self._of_bias is not None:
-            self._of_bias += slope.sum(0, dtype=self._of_bias.dtype)
-        if self._of_hidden is not None:
+        if self._needs_bias:
+            self._of_bias.append(slope.sum(0, dtype=compute_dtype(slope)))
+        if self._needs_rows:
             self._of_rows.append(self._product.back(slope))
         if of_weight is not None and of_weight.dtype == slope.dtype:
             of_weight.addmm_(slope.T, h)
@@ -210,23 +225,21 @@ class _Slopes:
             of_weight += slope.T @ h
 
     def finish(
-        self,
-        h: Tensor,
-        rows: Tensor | slice,
-        ignored: Tensor | None,
-        of_row: Tensor,
-        of_token: float,
-    ) -> None:
+        self, h: Tensor, ignored: Tensor | None, of_row: Tensor, of_token: float
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Takes away what the share of targets gives that is spread over all tokens alike.
 
-        Each row has ``of_row`` of it, and each logit ``of_token``.
+        Each row has ``of_row`` of it, and each logit ``of_token``. Returns the gradients of all
+        rows, of the weight and of the bias.
         """
-        if self._of_hidden is not None:
-            of_rows = torch.cat(self._of_rows).to(of_row.dtype) - of_row
+        of_rows, of_weight, of_bias = None, self._of_weight, None
+        if self._needs_rows:
+            of_rows = torch.cat(self._of_rows).to(of_row.dtype).sub_(of_row)
             if ignored is not None:
                 of_rows.masked_fill_(ignored[:, None], 0)
-            self._of_hidden[rows] = of_rows
-        if self._of_weight is not None:
-            self._of_weight -= of_token * h.sum(0, dtype=of_row.dtype)
-        if self._of_bias is not None:
-            self._of_bias -= of_token * (len(h) if ignored is None else (~ignored).sum())
+        if of_weight is not None:
+            of_weight -= of_token * h.sum(0, dtype=of_row.dtype)
+        if self._needs_bias:
+            of_bias = torch.stack(self._of_bias).sum(0)
+            of_bias -= of_token * (len(h) if ignored is None else (~ignored).sum())
+        return of_rows, of_weight, of_bias

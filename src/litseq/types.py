@@ -56,8 +56,8 @@ def shift_right(labels: Tensor, *, bos_id: int, pad_id: int) -> Tensor:
         bos_id: Id that begins every target.
         pad_id: Id of padding.
     """
-    bos = labels.new_full((labels.size(0), 1), bos_id)
-    return torch.cat((bos, labels.masked_fill(labels == -100, pad_id)[:, :-1]), 1)
+    tokens = F.pad(labels[:, :-1], (1, 0), value=bos_id)
+    return tokens.masked_fill(tokens == -100, pad_id)
 
 
 def check_batch(batch: object, *, src_vocab_size: int, tgt_vocab_size: int, labels: bool) -> None:

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from litseq.layers import dot_product
 from litseq.layers.dot_product import DotProductAttention, _without_cudnn, attention_weights
 from litseq.layers.dropout import Dropout
-from litseq.layers.masks import causal_mask, padding_to_attention_mask
+from litseq.layers.masks import future_mask, padding_to_attention_mask
 from litseq.layers.multihead import MultiheadAttention
 
 B, S, T, D, H = 2, 7, 5, 12, 3
@@ -64,7 +64,7 @@ def test_causal_self_attention_equals_torch(ours, theirs):
     x = torch.randn(B, T, D).double()
     q, k, v = ours.queries_keys_values(x)
     out = ours.attend(q, k, v, is_causal=True)
-    mask = causal_mask(T)
+    mask = ~future_mask(T)
     expected, _ = theirs(x, x, x, attn_mask=~mask)  # torch.nn: True = may not attend
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(ours(x, x, attn_mask=mask)[0], expected)
@@ -167,7 +167,7 @@ def test_training_with_dropout_has_the_gradients_of_autograd(masked, together, m
         "source": torch.arange(keys) < torch.tensor([4, 6, 7])[:, None, None, None],
         "each": (torch.rand(batch, 1, queries, keys) < 0.6).index_fill(3, torch.tensor(1), True),
         "keys": torch.arange(keys) < 4,
-        "causal": causal_mask(keys, device=q.device),
+        "causal": ~future_mask(keys, device=q.device),
         "nothing": None,
     }[masked]
     product = DotProductAttention("cross", dropout=0.3, scale=0.7)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from litseq.layers.dropout import Dropout, Kept
-from litseq.layers.masks import causal_mask
+from litseq.layers.masks import future_mask
 from litseq.layers.rows import is_trained_on_cpu
 from litseq.types import AttentionKind, compute_dtype
 
@@ -52,12 +52,18 @@ def attention_weights(
 
     Source: Vaswani et al. (2017), section 3.2.1, https://arxiv.org/abs/1706.03762.
     """
-    if is_causal:
-        attn_mask = causal_mask(q.size(-2), device=q.device)
     scores = (q @ k.transpose(-2, -1)).mul_(_scale(q, scale))  # (B, H, T, S)
-    if attn_mask is not None:
-        _hide(scores, ~attn_mask)
+    hidden = _hidden(q, attn_mask, is_causal=is_causal)
+    if hidden is not None:
+        _hide(scores, hidden)
     return _softmax(scores)
+
+
+def _hidden(q: Tensor, attn_mask: Tensor | None, *, is_causal: bool) -> Tensor | None:
+    """Keys that a query may not attend to."""
+    if is_causal:
+        return future_mask(q.size(-2), device=q.device)
+    return None if attn_mask is None else ~attn_mask
 
 
 def _hide(scores: Tensor, hidden: Tensor) -> None:
@@ -116,9 +122,9 @@ class DotProductAttention(nn.Module):
         """
         if q.device.type == "cpu" and self._is_fast_written_out(q, few_queries=few_queries):
             if self._is_trained_written_out(q):
-                mask = causal_mask(q.size(-2), device=q.device) if is_causal else attn_mask
+                hidden = _hidden(q, attn_mask, is_causal=is_causal)
                 y: Tensor = _WrittenOut.apply(  # type: ignore[no-untyped-call]
-                    q, k, v, mask, _scale(q, self.scale), self.dropout
+                    q, k, v, hidden, _scale(q, self.scale), self.dropout
                 )
                 return y
             weights = attention_weights(
@@ -184,14 +190,13 @@ class _WrittenOut(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        attn_mask: Tensor | None,
+        hidden: Tensor | None,
         scale: float,
         dropout: Dropout,
     ) -> Tensor:
         """Does what ``DotProductAttention`` says."""
         shape = *q.shape[:2], q.size(2), k.size(2)
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        hidden = None if attn_mask is None else ~attn_mask
         found, saved = [], []
         for q_some, k_some, v_some, hidden_some in _blocks(shape, (q, k, v), hidden):
             scores = _scaled_bmm(q_some, k_some.transpose(1, 2), scale)

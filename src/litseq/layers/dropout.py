@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
 
 __all__ = ["Dropout", "Kept"]
 
@@ -71,7 +72,7 @@ class Dropout(nn.Dropout):
 
     def draw(self, shape: Sequence[int]) -> Kept:
         """Draws who stays of so many elements, where ``is_fast``."""
-        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+        seed = torch.randint(2**63 - 1, (), device="cpu").tolist()
         number = math.prod(shape)
         runs = -(-number // _SHARING)
         last = runs * _SHARING
@@ -83,7 +84,7 @@ class Dropout(nn.Dropout):
         stays_from = np.uint8(least) + (draws[last : last + runs, None] < rest)
         who = draws[:last].reshape(runs, _SHARING) >= stays_from
         return Kept(
-            torch.from_numpy(who.view(np.uint8).reshape(-1)[:number].reshape(shape)),
+            from_dlpack(who.view(np.uint8).reshape(-1)[:number].reshape(shape)),
             _VALUES / (_VALUES - self._dropped),
         )
 

@@ -135,8 +135,8 @@ class Packing:
         x = x.to(dtype)
         if key not in self._packed:
             weight_part, bias_part = _part(weight, bias, rows)
-            weight_part = weight_part.detach().to(dtype)
-            bias_part = None if bias_part is None else bias_part.detach().to(dtype)
+            weight_part = weight_part.to(dtype)
+            bias_part = None if bias_part is None else bias_part.to(dtype)
             seen = self._seen.get(key, 0)
             self._seen[key] = seen + x.shape[:-1].numel()
             if not self.int8 and seen < _ROWS_TO_PACK:

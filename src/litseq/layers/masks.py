@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["causal_mask", "padding_to_attention_mask"]
+__all__ = ["future_mask", "padding_to_attention_mask"]
 
 
 def padding_to_attention_mask(key_padding_mask: Tensor) -> Tensor:
@@ -25,12 +25,12 @@ def padding_to_attention_mask(key_padding_mask: Tensor) -> Tensor:
     return ~key_padding_mask[:, None, None, :]
 
 
-def causal_mask(size: int, *, device: torch.device | None = None) -> Tensor:
-    """Lets position t attend to the positions up to t, itself among them.
+def future_mask(size: int, *, device: torch.device | None = None) -> Tensor:
+    """Hides the positions after t from position t.
 
     Returns:
-        bool (T, T); True = may attend.
+        bool (T, T); True = may *not* attend.
 
     Source: Vaswani et al. (2017), section 3.2.3, https://arxiv.org/abs/1706.03762.
     """
-    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu_(1)

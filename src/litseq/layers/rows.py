@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,8 @@ def split_heads(rows: Tensor, size: Size, *, parts: int, num_heads: int) -> tupl
     if is_trained_on_cpu(rows):
         found: tuple[Tensor, ...] = _SplitHeads.apply(rows, size, parts, num_heads)  # type: ignore[no-untyped-call]
         return found
-    return _parts(rows, size, parts, num_heads).unbind(0)
+    rows = _positions(rows, size).view(*size, parts, num_heads, -1)
+    return rows.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def join_heads(heads: Tensor, num_rows: int) -> Tensor:
@@ -84,14 +86,13 @@ def _positions(rows: Tensor, size: Size) -> Tensor:
     return rows if len(rows) == number else rows[:number]
 
 
-def _parts(rows: Tensor, size: Size, parts: int, num_heads: int) -> Tensor:
-    shape = *size, parts, num_heads, rows.size(-1) // (parts * num_heads)
-    return _positions(rows, size).view(shape).permute(2, 0, 3, 1, 4)  # (parts, B, H, T, d)
-
-
-def _heads(rows: Tensor, size: Size, num_heads: int) -> Tensor:
-    shape = *size, num_heads, rows.size(-1) // num_heads
-    return _positions(rows, size).view(shape).transpose(1, 2)  # (B, H, T, d)
+def _heads(rows: Tensor, size: Size, num_heads: int, *parts: int) -> Tensor:
+    """Where heads lie in contiguous rows: a view of them, (*parts, B, H, T, d)."""
+    (batch, length), width = size, rows.size(-1)
+    dim = width // math.prod((num_heads, *parts))
+    shape = *parts, batch, num_heads, length, dim
+    steps = *(num_heads * dim for _ in parts), length * width, dim, width, 1
+    return rows.as_strided(shape, steps)
 
 
 def _blank_rows(shape: Sequence[int], size: Size, like: Tensor) -> Tensor:
@@ -116,7 +117,9 @@ class _SplitHeads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Returns each part by itself, contiguous."""
         ctx.shape, ctx.size = rows.shape, size
-        return _parts(rows, size, parts, num_heads).contiguous().unbind(0)
+        if parts == 1:
+            return (_heads(rows.contiguous(), size, num_heads).contiguous(),)
+        return _heads(rows.contiguous(), size, num_heads, parts).contiguous().unbind(0)
 
     @staticmethod
     def backward(
@@ -125,8 +128,11 @@ class _SplitHeads(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None]:
         """Puts the gradients side by side again."""
         of_rows = _blank_rows(ctx.shape, ctx.size, grads[0])
-        heads = _parts(of_rows, ctx.size, len(grads), grads[0].size(1))
-        torch._foreach_copy_(heads.unbind(0), grads)
+        if len(grads) == 1:
+            _heads(of_rows, ctx.size, grads[0].size(1)).copy_(grads[0])
+        else:
+            heads = _heads(of_rows, ctx.size, grads[0].size(1), len(grads))
+            torch._foreach_copy_(heads.unbind(0), grads)
         return of_rows, None, None, None
 
 
@@ -152,4 +158,4 @@ class _JoinHeads(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor, None]:
         """Takes the gradients of the heads apart again, contiguous."""
-        return _heads(grad, ctx.size, ctx.num_heads).contiguous(), None
+        return _heads(grad.contiguous(), ctx.size, ctx.num_heads).contiguous(), None
