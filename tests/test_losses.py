@@ -149,7 +149,8 @@ def test_what_torch_makes_of_odd_logits(logits, labels):
     assert r_drop_loss(empty, none, label_smoothing=0.1, weight=5.0).loss == 0
 
 
-def test_an_impossible_label_costs_infinitely_much(logits, labels):
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.5])
+def test_an_impossible_label_costs_infinitely_much(logits, labels, label_smoothing):
     with torch.no_grad():
         logits[0, 0, labels[0, 0]] = -torch.inf
-    assert token_loss(logits, labels).loss == torch.inf
+    assert token_loss(logits, labels, label_smoothing=label_smoothing).loss == torch.inf

@@ -223,7 +223,9 @@ keep an accelerator busy while the next piece is on its way."""
 
 def smoothed(nll: Tensor, uniform: Tensor | None, label_smoothing: float) -> Tensor:
     """Mixes the sum of nll with the sum for a uniform target; always a tensor of its own."""
-    return nll.clone() if uniform is None else nll.lerp(uniform, label_smoothing)
+    if uniform is None:
+        return nll.clone()
+    return torch.add((1.0 - label_smoothing) * nll, uniform, alpha=label_smoothing)
 
 
 def _total(sums: list[Tensor]) -> Tensor | None:

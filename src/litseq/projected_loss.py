@@ -91,7 +91,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
 
         From (N, D), (V, D), (V,), labels (N,) and which of those count, bool (N,).
         """
-        needed = [trains and needed for needed in ctx.needs_input_grad[:3]]
+        needed = [trains and x for x in ctx.needs_input_grad[:3]]
         rows, ignored = _rows(counts)
         y, h = (labels, hidden) if rows is None else (labels[rows], hidden[rows])
         h = h.to(dtype)
@@ -207,8 +207,8 @@ class _Slopes:
         self._needs_rows, needs_weight, self._needs_bias = needed
         self._product = product
         self._of_rows: list[Tensor] = []
-        self._of_bias: list[Tensor] = []
-        self._of_weight = None
+        self._of_weight: Tensor | None = None
+        self._of_bias: Tensor | None = None
         if needs_weight:
             self._of_weight = torch.zeros_like(weight, dtype=compute_dtype(weight))
 
@@ -216,7 +216,8 @@ class _Slopes:
         """Adds what some rows give, float (n, D), from the gradient of their logits, (n, V)."""
         of_weight = self._of_weight
         if self._needs_bias:
-            self._of_bias.append(slope.sum(0, dtype=compute_dtype(slope)))
+            of_bias = slope.sum(0, dtype=compute_dtype(slope))
+            self._of_bias = of_bias if self._of_bias is None else self._of_bias.add_(of_bias)
         if self._needs_rows:
             self._of_rows.append(self._product.back(slope))
         if of_weight is not None and of_weight.dtype == slope.dtype:
@@ -229,17 +230,16 @@ class _Slopes:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Takes away what the share of targets gives that is spread over all tokens alike.
 
-        Each row has ``of_row`` of it, and each logit ``of_token``. Returns the gradients of all
-        rows, of the weight and of the bias.
+        Each row has ``of_row`` of it, and each logit ``of_token``. Returns the gradients of the
+        rows that were added, of the weight and of the bias.
         """
-        of_rows, of_weight, of_bias = None, self._of_weight, None
+        of_rows, of_weight, of_bias = None, self._of_weight, self._of_bias
         if self._needs_rows:
             of_rows = torch.cat(self._of_rows).to(of_row.dtype).sub_(of_row)
             if ignored is not None:
                 of_rows.masked_fill_(ignored[:, None], 0)
         if of_weight is not None:
             of_weight -= of_token * h.sum(0, dtype=of_row.dtype)
-        if self._needs_bias:
-            of_bias = torch.stack(self._of_bias).sum(0)
+        if of_bias is not None:
             of_bias -= of_token * (len(h) if ignored is None else (~ignored).sum())
         return of_rows, of_weight, of_bias

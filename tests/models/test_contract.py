@@ -244,13 +244,15 @@ def test_states_of_a_kind_of_ones_own_are_taken_whole(name, src, padding, tgt):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "transformer" in name])
-def test_no_sentence_is_a_batch_too(name, tgt):
+@pytest.mark.parametrize("trains", [True, False])
+def test_no_sentence_is_a_batch_too(name, tgt, trains):
     model = MODELS[name]().double().eval()
     none = torch.empty(0, S, dtype=torch.int64)
-    state = model.init_state(model.encode(none, none == 0))
-    logits, state = model.step(tgt[:0, 0], state)
-    assert logits.shape == (0, V)
-    assert model.step(tgt[:0, 1], state.reorder(tgt[:0, 0]))[0].shape == (0, V)
+    with torch.set_grad_enabled(trains):
+        state = model.init_state(model.encode(none, none == 0))
+        logits, state = model.step(tgt[:0, 0], state)
+        assert logits.shape == (0, V)
+        assert model.step(tgt[:0, 1], state.reorder(tgt[:0, 0]))[0].shape == (0, V)
 
 
 def test_padding_changes_nothing(model, src, padding, tgt):

@@ -2,7 +2,7 @@
 
 Throughout litseq a padding mask is True where there is padding, and an attention mask is True where
 a query may attend, as ``scaled_dot_product_attention`` has it. (``torch.nn`` modules take attention
-masks of the opposite meaning.)
+masks of the opposite meaning, and so is ``future_mask``, which hides scores.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def padding_to_attention_mask(key_padding_mask: Tensor) -> Tensor:
     Returns:
         bool (B, 1, 1, S); True = may attend; broadcasts over heads and queries.
     """
-    return ~key_padding_mask[:, None, None, :]
+    batch, length = key_padding_mask.shape
+    return ~key_padding_mask.view(batch, 1, 1, length)
 
 
 def future_mask(size: int, *, device: torch.device | None = None) -> Tensor:

@@ -50,8 +50,8 @@ def split_heads(rows: Tensor, size: Size, *, parts: int, num_heads: int) -> tupl
     if is_trained_on_cpu(rows):
         found: tuple[Tensor, ...] = _SplitHeads.apply(rows, size, parts, num_heads)  # type: ignore[no-untyped-call]
         return found
-    rows = _positions(rows, size).view(*size, parts, num_heads, -1)
-    return rows.permute(2, 0, 3, 1, 4).unbind(0)
+    shape = *size, parts, num_heads, rows.size(-1) // (parts * num_heads)
+    return _positions(rows, size).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def join_heads(heads: Tensor, num_rows: int) -> Tensor:
