@@ -289,13 +289,15 @@ def translate_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 class Contestant:
     """A process that works when it is told to."""
 
-    def __init__(self, mode: str, name: str, work: Path, python: str, threads: int) -> None:
+    def __init__(
+        self, mode: str, name: str, work: Path, python: str, threads: int, *, worker: Path = WORKER
+    ) -> None:
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
         environment |= ENVIRONMENTS.get(name, {})
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [python, str(WORKER), mode, name, str(work)], stdin=subprocess.PIPE,
+            [python, str(worker), mode, name, str(work)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment,
         )  # fmt: skip
         self.rounds: list[dict[str, Any]] = []
@@ -326,7 +328,9 @@ class Contestant:
         return answer
 
 
-def measure(work: dict[str, Any], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(
+    work: dict[str, Any], args: argparse.Namespace, folder: Path, *, worker: Path = WORKER
+) -> dict[str, Any]:
     """Lets all contestants work in turns."""
     path = folder / "work.pt"
     torch.save(work, path)
@@ -335,7 +339,9 @@ def measure(work: dict[str, Any], args: argparse.Namespace, folder: Path) -> dic
     for name in ("limit", *args.who):
         python = pythons.get(name, sys.executable)
         try:
-            contestants.append(Contestant(args.what, name, path, python, args.threads))
+            contestants.append(
+                Contestant(args.what, name, path, python, args.threads, worker=worker)
+            )
         except RuntimeError as error:
             print(f"left out: {error}", file=sys.stderr)
     for number in range(args.rounds):
@@ -419,7 +425,8 @@ def _seconds(result: dict[str, Any], name: str) -> list[float]:
     return [found["seconds"] for found in result["contestants"][name]["rounds"]]
 
 
-def _ratio(result: dict[str, Any], name: str) -> str:
+def ratio(result: dict[str, Any], name: str) -> str:
+    """How many times as long one takes as litseq in the same round: median, least and most."""
     ours, theirs = _seconds(result, "litseq"), _seconds(result, name)
     work = result.get("tokens")  # where they did not do the same
     more = work["litseq"] / work[name] if work else 1.0
@@ -451,7 +458,7 @@ def train_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             [
                 name,
                 f"{rate:,.0f}",
-                _ratio(result, name),
+                ratio(result, name),
                 f"{rate / bound:.0%}",
                 f"{tokens / result['positions'][name]:.0%}",
                 "" if calls is None else f"{calls:,}",
@@ -477,7 +484,7 @@ def translate_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]
                 name,
                 f"{result['sentences'] / seconds:,.0f}",
                 f"{tokens / seconds:,.0f}",
-                _ratio(result, name),
+                ratio(result, name),
                 f"{contestant['facts']['bleu']:.1f}",
             ]
         )

@@ -1,5 +1,7 @@
 """Where the time of a training step and of two searches goes: the ten largest costs of each.
 
+The training step also without what makes it fast (``benchmark_switches.py``).
+
     python scripts/benchmark_profile.py --ckpt CKPT      # prints, and writes docs/performance.md
 
 One thread, so that no operator's time hides behind another's. The work is that of ``benchmark.py``:
@@ -19,6 +21,7 @@ from torch.profiler import profile
 
 import benchmark
 import benchmark_worker as worker
+from benchmark_switches import SWITCHES
 from doc_tables import fill, markdown
 
 LARGEST = 10
@@ -46,14 +49,19 @@ def main() -> None:
         batch_size=64, beam_size=4, max_len=60, **shared,
     )  # fmt: skip
     search = benchmark.translate_work(translate, Path())
-    for name, run in (
-        ("profile-train", worker.litseq(work)),
-        ("profile-beam", worker.litseq_search()(search)),
-        ("profile-greedy", worker.litseq_search()({**search, "beam_size": 1})),
-    ):
-        header, rows = largest(run)
-        print(markdown(header, rows))
-        fill(benchmark.PAGE, name, header, rows)
+    show("profile-train", worker.litseq(work))
+    show("profile-beam", worker.litseq_search()(search))
+    show("profile-greedy", worker.litseq_search()({**search, "beam_size": 1}))
+    for switch in SWITCHES["train"]["all of these"]:
+        setattr(*switch)
+    show("profile-plain", worker.litseq(work))
+
+
+def show(name: str, run: Callable[[], Any]) -> None:
+    """Prints a table and writes it onto the page."""
+    header, rows = largest(run)
+    print(markdown(header, rows))
+    fill(benchmark.PAGE, name, header, rows)
 
 
 def largest(run: Callable[[], Any]) -> tuple[list[str], list[list[str]]]:

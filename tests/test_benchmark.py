@@ -11,6 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import litseq
+from litseq.decoding import SearchOptions, generate_all
+from litseq.decoding.turns import Sources
+from litseq.layers import linear
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -21,6 +24,8 @@ import benchmark_peers  # noqa: E402
 import benchmark_profile  # noqa: E402
 import benchmark_scaling  # noqa: E402
 import benchmark_shapes  # noqa: E402
+import benchmark_switches  # noqa: E402
+import benchmark_without  # noqa: E402
 import benchmark_worker as worker  # noqa: E402
 from doc_tables import markdown  # noqa: E402
 
@@ -151,6 +156,8 @@ def test_the_readme_has_the_numbers_of_the_record(page):
 
 
 TABLES = {
+    "without-train": benchmark_without.table,
+    "without-translate": benchmark_without.table,
     "data": benchmark_data.table,
     "lengths": benchmark_scaling.lengths_table,
     "processes": benchmark_scaling.processes_table,
@@ -178,6 +185,47 @@ def test_a_profile_names_the_largest_costs():
     assert [row[0] for row in rows].count("`aten::relu`") == 1
     assert rows[-1][0] == "the rest"
     assert sum(float(row[3].rstrip("%")) for row in rows) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize("name", benchmark_switches.SWITCHES["train"])
+def test_what_is_switched_off_in_training_is_not_done(name, monkeypatch):
+    torch.manual_seed(0)
+    src, tgt = torch.randint(4, 60, (2, 32, 8))  # as many rows as oneDNN is asked for
+    model = worker.Ours(worker.network_of(TRANSFORMER).train(), 0.1)
+
+    def calls():
+        model.zero_grad()
+        with worker._Counter() as counter:
+            model(src, tgt).backward()
+        return counter.calls
+
+    before = calls()
+    for switch in benchmark_switches.SWITCHES["train"][name]:
+        monkeypatch.setattr(*switch)
+    same = name.startswith("freed") or (name.startswith("oneDNN") and not linear._has_onednn())
+    assert (calls() == before) == same
+
+
+@pytest.mark.parametrize("name", benchmark_switches.SWITCHES["translate"])
+def test_what_is_switched_off_in_a_search_changes_no_translation(name, monkeypatch):
+    torch.manual_seed(0)
+    model = worker.network_of(TRANSFORMER).eval()
+    src = torch.randint(4, 60, (40, 8))
+    options = SearchOptions(beam_size=4, max_len_b=3, patience=1)
+
+    def translations():
+        def source(part):
+            memory = model.encode(part, part == 0)
+            return Sources.of(memory, torch.full((len(part),), 11))
+
+        return generate_all(model, map(source, src.split(20)), options=options, bos_id=2, eos_id=3)
+
+    with torch.no_grad():
+        expected = [[found.tokens for found in row] for row in translations()]
+        for switch in benchmark_switches.SWITCHES["translate"][name]:
+            monkeypatch.setattr(*switch)
+        assert [[found.tokens for found in row] for row in translations()] == expected
+    assert len(expected) == len(src)
 
 
 def test_corpora_of_any_size_have_no_pair_twice(tmp_path):

@@ -1,0 +1,98 @@
+"""A contestant of ``benchmark_without.py``: litseq without one of the things that make it fast.
+
+python scripts/benchmark_switches.py train NAME WORK       # started by benchmark_without.py
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import benchmark_worker
+from litseq import heap, projected_loss
+from litseq.decoding import beam, turns
+from litseq.layers import linear, multihead
+from litseq.layers.dot_product import DotProductAttention
+from litseq.layers.dropout import Dropout
+from litseq.losses import TokenLoss, token_loss
+
+
+def main() -> None:
+    """Switches off what is named, and serves."""
+    _, mode, name, _ = sys.argv
+    if name in SWITCHES[mode]:
+        for switch in SWITCHES[mode][name]:
+            setattr(*switch)
+        sys.argv[2] = "litseq"
+    benchmark_worker.main()
+
+
+class Switch(NamedTuple):
+    """What stands in place of something fast."""
+
+    owner: Any
+    name: str
+    value: Any
+
+
+def _kept_logits(
+    hidden: Tensor, projection: nn.Linear, labels: Tensor, *, label_smoothing: float
+) -> TokenLoss:
+    return token_loss(projection(hidden), labels, label_smoothing=label_smoothing)
+
+
+def _split(
+    rows: Tensor, size: tuple[int, int], *, parts: int, num_heads: int
+) -> tuple[Tensor, ...]:
+    heads = rows[: size[0] * size[1]].view(*size, parts, num_heads, -1)
+    return heads.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _join(heads: Tensor, num_rows: int) -> Tensor:
+    rows = heads.transpose(1, 2).flatten(2).flatten(0, 1)
+    return F.pad(rows, (0, 0, 0, num_rows - len(rows)))
+
+
+FREED = [Switch(heap, "keep_freed", lambda: None)]
+SWITCHES: dict[str, dict[str, list[Switch]]] = {
+    "train": {
+        "no logits": [Switch(projected_loss, "projected_loss", _kept_logits)],
+        "oneDNN's products": [Switch(linear, "_is_trained_by_onednn", lambda x, weight: False)],
+        "a byte that says who is dropped": [Switch(Dropout, "is_fast", lambda self, x: False)],
+        "attention as one step of autograd": [
+            Switch(DotProductAttention, "_is_trained_written_out", lambda self, q: False)
+        ],
+        "one copy for heads": [
+            Switch(multihead, "split_heads", _split),
+            Switch(multihead, "join_heads", _join),
+        ],
+        "freed memory that is kept": FREED,
+    },
+    "translate": {
+        "packed weights": [Switch(linear.Packing, "takes", lambda self, x, weight: False)],
+        "sources and targets stored once": [
+            Switch(beam, "reorder_beams", lambda state, row, on: state.reorder(row.flatten()))
+        ],
+        "attention of a step written out": [
+            Switch(
+                DotProductAttention,
+                "_is_fast_written_out",
+                lambda self, q, *, few_queries: False,
+            )
+        ],
+        "maxima of 64 tokens each": [Switch(beam, "top_k", lambda values, k: values.topk(k))],
+        "the last wait": [Switch(turns, "_SHARE", sys.maxsize)],
+        "freed memory that is kept": FREED,
+    },
+}
+"""What is switched off, by what it speeds up, as docs/performance.md has it."""
+
+for _switches in SWITCHES.values():
+    _switches["all of these"] = [switch for some in _switches.values() for switch in some]
+
+
+if __name__ == "__main__":
+    main()
