@@ -1,6 +1,8 @@
 """A contestant of ``benchmark_without.py``: litseq without one of the things that make it fast.
 
-python scripts/benchmark_switches.py train NAME WORK       # started by benchmark_without.py
+    python scripts/benchmark_switches.py train NAME WORK       # started by benchmark_without.py
+
+It puts the plain way in the place of the fast one, and is then a contestant as any other.
 """
 
 from __future__ import annotations
