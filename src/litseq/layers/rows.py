@@ -59,7 +59,7 @@ def join_heads(heads: Tensor, num_rows: int) -> Tensor:
     if is_trained_on_cpu(heads):
         rows: Tensor = _JoinHeads.apply(heads, num_rows)  # type: ignore[no-untyped-call]
         return rows
-    return heads.transpose(1, 2).reshape(num_rows, heads.size(1) * heads.size(3))
+    return heads.transpose(1, 2).flatten(2).flatten(0, 1)  # by sizes that an export leaves open
 
 
 def is_trained_on_cpu(x: Tensor) -> bool:
