@@ -126,6 +126,7 @@ def test_the_line_names_the_largest_batch_and_both_figures(tmp_path, caplog):
     assert len(plan) > 1
 
 
+@pytest.mark.usefixtures("no_memory_of_former_tests")
 def test_what_does_not_fit_is_refused_before_step_1(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_free", lambda device: 80_000_000)
     data = bucket_loader(max_tokens=5000, longest=100, num_examples=100)
