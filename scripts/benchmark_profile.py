@@ -21,7 +21,7 @@ from torch.profiler import profile
 
 import benchmark
 import benchmark_worker as worker
-from benchmark_switches import SWITCHES
+from benchmark_switches import switch_off
 from doc_tables import fill, markdown
 
 LARGEST = 10
@@ -52,8 +52,7 @@ def main() -> None:
     show("profile-train", worker.litseq(work))
     show("profile-beam", worker.litseq_search()(search))
     show("profile-greedy", worker.litseq_search()({**search, "beam_size": 1}))
-    for switch in SWITCHES["train"]["all of these"]:
-        setattr(*switch)
+    switch_off("train", "all of these")
     show("profile-plain", worker.litseq(work))
 
 

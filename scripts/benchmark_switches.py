@@ -26,10 +26,15 @@ def main() -> None:
     """Switches off what is named, and serves."""
     _, mode, name, _ = sys.argv
     if name in SWITCHES[mode]:
-        for switch in SWITCHES[mode][name]:
-            setattr(*switch)
+        switch_off(mode, name)
         sys.argv[2] = "litseq"
     benchmark_worker.main()
+
+
+def switch_off(mode: str, name: str) -> None:
+    """Does without what is named, from here on."""
+    for switch in SWITCHES[mode][name]:
+        setattr(*switch)
 
 
 class Switch(NamedTuple):
