@@ -22,10 +22,12 @@ import json
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -102,9 +104,7 @@ def main() -> None:
         usual, more = ("litseq", "marian"), ()
     known = (*usual, *more)
     args.who = list(dict.fromkeys(("litseq", *(args.who or usual))))  # all are compared with it
-    for name in (*args.who, *(item.partition("=")[0] for item in args.python)):
-        if name not in known:
-            sys.exit(f"{name!r} is no contestant here; choose among {', '.join(known)}.")
+    check_names([*args.who, *(item.partition("=")[0] for item in args.python)], known)
     with tempfile.TemporaryDirectory() as folder:
         work = (train_work if args.what == "train" else translate_work)(args, Path(folder))
         result = measure(work, args, Path(folder))
@@ -112,6 +112,13 @@ def main() -> None:
     print(markdown(header, rows))
     if args.record:
         keep(result, header, rows)
+
+
+def check_names(names: Iterable[str], known: Sequence[str]) -> None:
+    """Ends the program where somebody is named who does not take part."""
+    for name in names:
+        if name not in known:
+            sys.exit(f"{name!r} is no contestant here; choose among {', '.join(known)}.")
 
 
 # ---- the work ----
@@ -371,7 +378,7 @@ def measure(
         "rounds": args.rounds,
         "batch_size": args.batch_size,
         **{name: work[name] for name in told if name in work},
-        "machine": platform.processor() or platform.machine(),
+        "machine": _machine(),
         "versions": _versions(pythons),
         "contestants": {
             c.name: {
@@ -402,6 +409,17 @@ def _brief(found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _machine() -> str:
+    """The processor, and what it has for bfloat16, as Linux names them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    about = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    units = [unit for unit in ("amx_bf16", "avx512_bf16") if unit in about.get("flags", "").split()]
+    return " ".join([about.get("model name", platform.machine()), *units])
+
+
 def _versions(pythons: dict[str, str]) -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("transformers", "ctranslate2"):
@@ -430,8 +448,13 @@ def ratio(result: dict[str, Any], name: str) -> str:
     ours, theirs = _seconds(result, "litseq"), _seconds(result, name)
     work = result.get("tokens")  # where they did not do the same
     more = work["litseq"] / work[name] if work else 1.0
-    ratios = sorted(more * b / a for a, b in zip(ours, theirs, strict=True))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+    return spread(more * b / a for a, b in zip(ours, theirs, strict=True))
+
+
+def spread(ratios: Iterable[float]) -> str:
+    """Median, least and most."""
+    found = sorted(ratios)
+    return f"{statistics.median(found):.2f} ({found[0]:.2f}–{found[-1]:.2f})"
 
 
 def _gflops(result: dict[str, Any]) -> float:

@@ -2,13 +2,18 @@
 
     python scripts/benchmark_switches.py train NAME WORK       # started by benchmark_without.py
 
-It puts the plain way in the place of the fast one, and is then a contestant as any other.
+It puts the plain way in the place of the fast one, and is then a contestant as any other, that
+does each round twice, the second time to time its operators.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +23,7 @@ from litseq import heap, projected_loss
 from litseq.decoding import beam, turns
 from litseq.layers import linear, multihead
 from litseq.layers.dot_product import DotProductAttention
-from litseq.layers.dropout import Dropout
+from litseq.layers.dropout import Dropout, Kept
 from litseq.losses import TokenLoss, token_loss
 
 
@@ -28,7 +33,44 @@ def main() -> None:
     if name in SWITCHES[mode]:
         switch_off(mode, name)
         sys.argv[2] = "litseq"
+    for contestants in (benchmark_worker.TRAINEES, benchmark_worker.TRANSLATORS):
+        if sys.argv[2] in contestants:
+            contestants[sys.argv[2]] = watched(contestants[sys.argv[2]])
     benchmark_worker.main()
+
+
+def watched(build: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+    """A contestant that also says what its operators took."""
+
+    def build_watched(work: dict[str, Any]) -> Callable[..., Any]:
+        run = build(work)
+
+        def both(*part: int) -> dict[str, Any]:
+            found: dict[str, Any] = run(*part)
+            if part:  # somebody else is watching
+                return found
+            with benchmark_worker.Watch() as watch, timed_draws(watch):
+                run()
+            return found | {"operators": watch.seconds}
+
+        return both
+
+    return build_watched
+
+
+@contextmanager
+def timed_draws(watch: benchmark_worker.Watch) -> Iterator[None]:
+    """Counts litseq's own draws of dropout among the operators; torch's are some."""
+    draw = Dropout.draw
+
+    def timed(self: Dropout, shape: Sequence[int]) -> Kept:
+        before, begin = watch.seconds, time.perf_counter()
+        found = draw(self, shape)
+        watch.seconds = before + time.perf_counter() - begin
+        return found
+
+    with patch.object(Dropout, "draw", timed):
+        yield
 
 
 def switch_off(mode: str, name: str) -> None:
@@ -67,7 +109,9 @@ FREED = [Switch(heap, "keep_freed", lambda: None)]
 SWITCHES: dict[str, dict[str, list[Switch]]] = {
     "train": {
         "no logits": [Switch(projected_loss, "projected_loss", _kept_logits)],
-        "oneDNN's products": [Switch(linear, "_is_trained_by_onednn", lambda x, weight: False)],
+        "oneDNN's products": [
+            Switch(linear, "_is_trained_by_onednn", lambda x, weight, bias: False)
+        ],
         "a byte that says who is dropped": [Switch(Dropout, "is_fast", lambda self, x: False)],
         "attention as one step of autograd": [
             Switch(DotProductAttention, "_is_trained_written_out", lambda self, q: False)

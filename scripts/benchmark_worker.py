@@ -72,12 +72,18 @@ def memory(name: str) -> int | None:
     return int(line.split()[1]) * 1024
 
 
-class _Counter(TorchDispatchMode):
-    """Counts what reaches torch's kernels, autograd's own calls among it."""
+class Watch(TorchDispatchMode):
+    """Counts and times what reaches torch's kernels, autograd's own calls among it.
+
+    Attributes:
+        calls: How many.
+        seconds: What they took, without what is between them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
+        self.seconds = 0.0
 
     def __torch_dispatch__(
         self,
@@ -86,17 +92,20 @@ class _Counter(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
+        begin = time.perf_counter()
+        found = func(*args, **(kwargs or {}))
+        self.seconds += time.perf_counter() - begin
         self.calls += 1
-        return func(*args, **(kwargs or {}))
+        return found
 
 
 def extras(run: Callable[..., Any], work: Work, args: argparse.Namespace) -> dict[str, Any]:
     """Operator calls of one training step, where the loop is ours."""
     if args.mode == "translate" or args.name in ("limit", "trainer", "compiled"):
         return {}
-    with _Counter() as counter:
+    with Watch() as watch:
         run(1)
-    return {"calls": counter.calls}
+    return {"calls": watch.calls}
 
 
 def limit(work: Work) -> Callable[..., dict[str, Any]]:

@@ -195,9 +195,9 @@ def test_what_is_switched_off_in_training_is_not_done(name, monkeypatch):
 
     def calls():
         model.zero_grad()
-        with worker._Counter() as counter:
+        with worker.Watch() as watch:
             model(src, tgt).backward()
-        return counter.calls
+        return watch.calls
 
     before = calls()
     for switch in benchmark_switches.SWITCHES["train"][name]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from litseq import projected_loss as module
+from litseq.layers import linear
 from litseq.losses import token_loss
 from litseq.projected_loss import projected_loss
 
@@ -79,14 +80,14 @@ def test_what_is_frozen_has_no_gradient(hidden, projection, labels, frozen):
 def test_bfloat16_is_near_and_summed_in_float32(hidden, projection, labels, way):
     hidden, projection = hidden.detach().float().requires_grad_(), projection.float()
     expected = projected_loss(hidden, projection, labels, label_smoothing=0.1)
-    exact = torch.autograd.grad(expected.loss, (hidden, projection.weight))
+    exact = torch.autograd.grad(expected.loss, (hidden, projection.weight, projection.bias))
     if way == "true":
         hidden, projection = hidden.detach().bfloat16().requires_grad_(), projection.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
         found = projected_loss(hidden, projection, labels, label_smoothing=0.1)
     assert found.loss.dtype == found.nll.dtype == torch.float32
     torch.testing.assert_close(found.loss, expected.loss, rtol=0.01, atol=0)
-    grads = torch.autograd.grad(found.loss, (hidden, projection.weight))
+    grads = torch.autograd.grad(found.loss, (hidden, projection.weight, projection.bias))
     for ours, theirs in zip(grads, exact, strict=True):
         assert ours.dtype == (torch.bfloat16 if way == "true" else torch.float32)
         torch.testing.assert_close(ours.float(), theirs, rtol=0.02, atol=0.02)
@@ -176,6 +177,26 @@ def test_the_fast_kernels_of_float32(num_rows, monkeypatch):
     torch.testing.assert_close(found, expected)
     ours, theirs = (torch.autograd.grad(x, inputs) for x in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [400, 448])  # the former by kernels that are not planned
+def test_the_fast_kernels_of_bfloat16(num_rows, monkeypatch):
+    monkeypatch.setitem(module._PIECE, True, 64 * V)
+    packed, pack = [], linear._pack
+    monkeypatch.setattr(linear, "_pack", lambda *x: packed.append(x) or pack(*x))
+    hidden = torch.randn(num_rows, D, requires_grad=True)
+    projection, labels = nn.Linear(D, V), torch.randint(V, (num_rows,))
+    labels[::7] = -100
+    inputs = (hidden, projection.weight, projection.bias)
+    expected = token_loss(projection(hidden), labels, label_smoothing=0.1).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        found = projected_loss(hidden, projection, labels, label_smoothing=0.1).loss
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+    assert len(packed) == linear._has_bfloat16()
+    grads = (torch.autograd.grad(x, inputs) for x in (found, expected))
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
 def test_a_token_without_a_chance():

@@ -110,14 +110,15 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             blank = repeat(None) if ignored is None else torch.split(ignored[:, None], size)
             for h_piece, y_piece, target_piece, blank_piece in zip(*pieces, blank, strict=False):
                 z = product(h_piece)  # (n, V)
-                probs = z.softmax(-1, dtype=compute_dtype(z))
+                z = z.to(compute_dtype(z))
+                probs = z.softmax(-1)
                 chosen = z.gather(-1, y_piece)
                 found.append((chosen, z.amax(-1), probs.amax(-1)))
                 if slopes is not None:
                     slope = probs.scatter_add_(-1, y_piece, target_piece)
                     if blank_piece is not None:
                         slope.masked_fill_(blank_piece, 0)
-                    slopes.add(h_piece, slope.to(dtype))
+                    slopes.add(h_piece, slope)
             chosen, top, top_prob = (torch.cat(x) for x in zip(*found, strict=True))
             chosen = chosen.squeeze(1)
             # the normaliser, from the most probable token, whose logarithm is exact
@@ -173,25 +174,20 @@ class _Product:
     """The projection and its transpose, by the fastest kernels of the processor."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self._given = weight, bias
-        self._cast = weight.to(dtype), bias.to(dtype)
-        self._transposed = weight.t()
-        self._packing = Packing()
+        self._weight, self._bias = weight.to(dtype), bias.to(dtype)
+        self._packing = Packing(any_tensor=True)
 
     def __call__(self, h: Tensor) -> Tensor:
         """Gives logits, (n, V), of (n, D)."""
-        if self._is_packed(h):
-            return self._packing.product(h, *self._given)
-        return F.linear(h, *self._cast)
+        if self._packing.takes(h, self._weight):
+            return self._packing.product(h, self._weight, self._bias)
+        return F.linear(h, self._weight, self._bias)
 
     def back(self, slope: Tensor) -> Tensor:
         """Gives the gradient of (n, D) from that of logits, (n, V)."""
-        if self._is_packed(slope):
-            return unpacked_product(slope, self._transposed)
-        return slope @ self._cast[0]
-
-    def _is_packed(self, x: Tensor) -> bool:
-        return x.dtype == torch.float32 and self._packing.takes(x, self._given[0])
+        if self._packing.takes(slope, self._weight):
+            return unpacked_product(slope, self._weight.t())
+        return slope @ self._weight
 
 
 class _Slopes:
@@ -216,8 +212,9 @@ class _Slopes:
         """Adds what some rows give, float (n, D), from the gradient of their logits, (n, V)."""
         of_weight = self._of_weight
         if self._needs_bias:
-            of_bias = slope.sum(0, dtype=compute_dtype(slope))
+            of_bias = slope.sum(0)
             self._of_bias = of_bias if self._of_bias is None else self._of_bias.add_(of_bias)
+        slope = slope.to(h.dtype)
         if self._needs_rows:
             self._of_rows.append(self._product.back(slope))
         if of_weight is not None and of_weight.dtype == slope.dtype:

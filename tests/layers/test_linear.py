@@ -298,6 +298,31 @@ def test_a_step_of_training_is_the_same_to_rounding(trained, bias, frozen, rows)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", ["nothing", "x", "weight", "bias"])
+@pytest.mark.parametrize(
+    ("autocast", "given", "kept"),
+    [
+        (True, torch.float32, torch.float32),
+        (True, torch.bfloat16, torch.float32),
+        (False, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_step_in_bfloat16_is_the_same_to_rounding(trained, autocast, given, kept, frozen, bias):
+    x = torch.randn(320, K).to(given)
+    weight, b = (nn.Parameter(torch.randn(*shape).to(kept)) for shape in ((N, K), (N,)))
+    for name, tensor in (("x", x), ("weight", weight), ("bias", b)):
+        tensor.requires_grad_(name != frozen)
+    b = b if bias else None
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = gradients(linear, x, weight, b)
+        assert len(trained) == module._has_bfloat16()
+        expected = gradients(F.linear, x, weight, b)
+    for ours, torchs in zip(found, expected, strict=True):
+        assert ours.dtype == torchs.dtype
+        torch.testing.assert_close(ours, torchs, rtol=1 / 64, atol=1 / 16)
+
+
 def test_an_input_and_a_gradient_of_any_layout(trained):
     x = torch.randn(K, 256, requires_grad=True)
     layer = Linear(K, N)
@@ -308,17 +333,19 @@ def test_an_input_and_a_gradient_of_any_layout(trained):
 
 
 @pytest.mark.parametrize(
-    "case", ["few", "odd", "3 dims", "no grad", "float64", "autocast", "bfloat16", "switched off"]
+    "case", ["few", "odd", "3 dims", "no grad", "float64", "float16", "switched off", "no bfloat16"]
 )
-def test_elsewhere_training_is_torchs(trained, case):
+def test_elsewhere_training_is_torchs(trained, case, monkeypatch):
+    monkeypatch.setattr(module, "_has_bfloat16", lambda: False)
     layer = Linear(K, N)
     x = torch.randn({"few": 192, "odd": 320 + 1}.get(case, 320), K)
-    if case in ("float64", "bfloat16"):
-        layer, x = layer.to(getattr(torch, case)), x.to(getattr(torch, case))
+    if case == "float64":
+        layer, x = layer.double(), x.double()
     x = x[None] if case == "3 dims" else x
+    half = torch.float16 if case == "float16" else torch.bfloat16
     with (
         torch.set_grad_enabled(case != "no grad"),
-        torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"),
+        torch.autocast("cpu", half, enabled="float16" in case),
         torch.backends.mkldnn.flags(enabled=case != "switched off"),
     ):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))

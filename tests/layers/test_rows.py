@@ -130,6 +130,31 @@ def test_a_training_step_is_the_same(options, dtype, monkeypatch):
     torch.testing.assert_close(*found, **tolerance)
 
 
+def test_a_training_step_in_bfloat16_is_near(monkeypatch):
+    torch.manual_seed(0)
+    network = Transformer(
+        40, d_model=H * D, num_heads=H, num_encoder_layers=2, num_decoder_layers=2,
+        dim_feedforward=20, dropout=0.0,
+    )  # fmt: skip
+    src, labels = torch.randint(4, 40, (50, 11)), torch.randint(4, 40, (50, 13))
+    src[::3, 7:], labels[::4, 5:] = 0, -100
+    tgt_in = labels.roll(1, 1).clamp(min=0)
+    found, calls, trained = [], [], linear._Trained.apply
+    monkeypatch.setattr(linear._Trained, "apply", lambda *x: calls.append(x) or trained(*x))
+    for half in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            hidden = network(src, src == 0, tgt_in, project=False)
+            loss = projected_loss(hidden, network.output, labels, label_smoothing=0.1).loss
+        assert len(calls) == (22 if not half or linear._has_bfloat16() else 0)
+        calls.clear()
+        grads = torch.autograd.grad(loss, list(network.parameters()))
+        assert all(grad.dtype == torch.float32 for grad in grads)
+        found.append((loss, torch.cat([grad.flatten() for grad in grads])))
+    (ours, our_grads), (theirs, their_grads) = found
+    torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0)
+    assert (our_grads - their_grads).norm() < 0.03 * their_grads.norm()
+
+
 def test_subclasses_and_other_devices_take_the_plain_way():
     assert rows.is_trained_on_cpu(torch.ones(2, requires_grad=True))
     assert not rows.is_trained_on_cpu(nn.Parameter(torch.ones(2)))

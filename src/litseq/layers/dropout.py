@@ -44,7 +44,7 @@ class Dropout(nn.Dropout):
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Gives ``residual + self(x)``, both float of one shape; hooks are then not called."""
         y: Tensor
-        if not self.is_fast(x) or residual.dtype != x.dtype or residual.shape != x.shape:
+        if not self.is_fast(x) or residual.shape != x.shape:
             y = residual + self(x)
             return y
         y = _AddedDropout.apply(residual, x, self.draw(x.shape))  # type: ignore[no-untyped-call]
@@ -154,6 +154,7 @@ class _AddedDropout(torch.autograd.Function):
     ) -> Tensor:
         """Returns residual + dropout of x."""
         _keep(ctx, kept)
+        ctx.dtypes = residual.dtype, x.dtype
         return torch.addcmul(residual, x, kept.who, value=kept.scale)
 
     @staticmethod
@@ -162,7 +163,8 @@ class _AddedDropout(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor, Tensor, None]:
         """Passes all to the residual, and what belongs to an element that stayed."""
-        return grad, _kept(ctx).of(grad), None
+        of_residual, of_x = ctx.dtypes
+        return grad.to(of_residual), _kept(ctx).of(grad).to(of_x), None
 
 
 class _ReluDropout(torch.autograd.Function):

@@ -26,7 +26,8 @@ _ROWS_TO_PACK = 256
 class Linear(nn.Linear):
     """``torch.nn.Linear``, on a CPU faster: within ``packed_weights``, and in training.
 
-    The latter where float32 comes as rows, in a multiple of 64; its gradients have none themselves.
+    The latter where rows come in a multiple of 64, at least 256, in float32 or bfloat16; gradients
+    then have none themselves.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -56,8 +57,12 @@ def linear(
     packing = None if torch.compiler.is_compiling() else _in_use.get()
     if packing is not None and packing.takes(x, weight):
         return packing.product(x, weight, bias, rows, relu=relu)
-    multiply = _Trained.apply if _is_trained_by_onednn(x, weight) else F.linear
-    y: Tensor = multiply(x, *_part(weight, bias, rows))
+    part = _part(weight, bias, rows)
+    y: Tensor
+    if _is_trained_by_onednn(x, *part):
+        y = _Trained.apply(x, *part, _product_dtype(x, weight))  # type: ignore[no-untyped-call]
+    else:
+        y = F.linear(x, *part)
     return F.relu(y) if relu else y
 
 
@@ -81,12 +86,14 @@ class Packing:
     Attributes:
         int8: Multiplies in 8 bits: weights have a scale for each row, and x one for all of a call,
             found on the way. So the output for a row depends, a little, on the other rows.
+        any_tensor: Takes weights that are no parameters too, and keeps what it has packed.
 
     Raises:
         ValueError: If this torch or processor has no such kernels for int8.
     """
 
     int8: bool = False
+    any_tensor: bool = False
     _packed: dict[Any, tuple[Any, Any]] = field(default_factory=dict, repr=False)
     _seen: dict[Any, int] = field(default_factory=dict, repr=False)
 
@@ -97,28 +104,26 @@ class Packing:
                 "translate without it, or with what litseq export --to ctranslate2 writes."
             )
 
-    def __reduce__(self) -> tuple[type[Packing], tuple[bool]]:
+    def __reduce__(self) -> tuple[type[Packing], tuple[bool, bool]]:
         """A copy packs for itself: it is for other weights."""
-        return Packing, (self.int8,)
+        return Packing, (self.int8, self.any_tensor)
 
     def takes(self, x: Tensor, weight: Tensor) -> bool:
         """Whether it multiplies these."""
-        plain = type(x) is Tensor and type(weight) is nn.Parameter
+        known = type(weight) is nn.Parameter or (self.any_tensor and type(weight) is Tensor)
         return (
-            plain
+            type(x) is Tensor
+            and known
             and x.device.type == "cpu"
             and x.dim() > 1
             and x.numel() > 0
             and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
-            and self._has_kernels(_product_dtype(x, weight))
+            and self._multiplies(_product_dtype(x, weight))
         )
 
-    def _has_kernels(self, dtype: torch.dtype | None) -> bool:
-        if self.int8:
-            return dtype == torch.float32
-        known = dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bfloat16())
-        return known and bool(torch.backends.mkldnn.enabled) and _has_onednn()
+    def _multiplies(self, dtype: torch.dtype | None) -> bool:
+        return dtype == torch.float32 if self.int8 else _has_kernels(dtype)
 
     def product(
         self,
@@ -180,6 +185,11 @@ def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
 Packed = tuple[Tensor, Tensor | None]
 
 
+def _has_kernels(dtype: torch.dtype | None) -> bool:
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bfloat16())
+    return known and bool(torch.backends.mkldnn.enabled) and _has_onednn()
+
+
 @cache
 def _has_onednn() -> bool:
     known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -222,21 +232,19 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = F
     return y
 
 
-# ---- float32, in training ----
+# ---- in training ----
 
 
-def _is_trained_by_onednn(x: Tensor, weight: Tensor) -> bool:
+def _is_trained_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether x comes in a number of rows that many batches have (``litseq.layers.rows``)."""
     return (
         x.dim() == 2
         and is_trained_on_cpu(x)
-        and x.dtype == weight.dtype == torch.float32
         and type(weight) in (Tensor, nn.Parameter)
+        and (bias is None or bias.dtype == weight.dtype)
         and len(x) >= _ROWS_TO_PACK
         and len(x) % ROWS_STEP == 0
-        and not torch.is_autocast_enabled("cpu")
-        and bool(torch.backends.mkldnn.enabled)
-        and _has_onednn()
+        and _has_kernels(_product_dtype(x, weight))
     )
 
 
@@ -249,29 +257,33 @@ class _Trained(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """Maps (R, K) to (R, N)."""
-        ctx.save_for_backward(x, weight)
-        return _by_onednn(x.contiguous(), weight, bias)
+        """Maps (R, K) to (R, N), all as ``dtype``."""
+        ctx.dtypes = x.dtype, weight.dtype
+        x, weight = x.to(dtype).contiguous(), weight.to(dtype)
+        of_x, of_weight, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        return _by_onednn(x, weight, None if bias is None else bias.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         """Gives the gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         of_x, of_weight, of_bias = None, None, None
         # in this order: the gradient has just been written, and that of x is read next
         if ctx.needs_input_grad[2]:
-            of_bias = grad.sum(0)
+            of_bias = grad.sum(0).to(ctx.dtypes[1])
         if ctx.needs_input_grad[1]:
-            of_weight = grad.t() @ x
+            of_weight = (grad.t() @ x).to(ctx.dtypes[1])
         if ctx.needs_input_grad[0]:
-            of_x = _by_onednn(grad, weight.t(), None)
-        return of_x, of_weight, of_bias
+            of_x = _by_onednn(grad, weight.t(), None).to(ctx.dtypes[0])
+        return of_x, of_weight, of_bias, None
 
 
 def _part(weight: Tensor, bias: Tensor | None, rows: slice | None) -> tuple[Tensor, Tensor | None]:
