@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from doc_tables import fill, markdown
+from litseq.heap import COMPACT
 from litseq.textfiles import whole_file
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ SIZES: dict[str, dict[str, Any]] = {
 TRAINEES = ("litseq", "trainer", "torch", "marian", "joeynmt", "opennmt")
 TRANSLATORS = ("litseq", "litseq-int8", "marian", "ctranslate2", "ctranslate2-int8")
 ENVIRONMENTS = {
-    "compact": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"},
+    "compact": {"GLIBC_TUNABLES": COMPACT},  # as ``litseq fit`` has it
 }
 TRAINEES_ON_REQUEST = (*ENVIRONMENTS, "compiled")
 PACKAGES = {"marian": "transformers", "joeynmt": "joeynmt", "opennmt": "OpenNMT-py"}

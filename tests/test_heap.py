@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from litseq.heap import give_back, keep_freed
+from litseq import __main__ as entry
+from litseq import heap
+from litseq.heap import COMPACT, give_back, keep_freed
 
 SETTINGS = (
     "GLIBC_TUNABLES",
@@ -83,3 +85,60 @@ def test_what_is_freed_is_kept_until_it_is_given_back():
         assert taken > 300
         assert (kept > 300) == keeps, (call, options)
         assert left < 50
+
+
+RESTARTS = """
+import json, os, sys
+{before}
+from litseq.heap import restart_compact
+print(json.dumps([os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:]]), flush=True)
+restart_compact()
+"""
+
+
+def _starts(before="", **environ):
+    """What a process says each time that its program begins."""
+    env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    command = [sys.executable, "-X", "utf8", "-c", RESTARTS.format(before=before), "fit", "--x=a b"]
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**env, **environ}
+    ).stdout
+    return [json.loads(line) for line in said.splitlines()]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="tensors are not glibc's"
+)
+def test_a_program_begins_once_more_with_the_settings():
+    on_gpu = any(os.path.exists(driver) for driver in heap._DRIVERS)
+    first, *second = _starts()
+    assert first[1:] == [None, ["fit", "--x=a b"]]
+    assert second == ([] if on_gpu else [[first[0], COMPACT, ["fit", "--x=a b"]]])
+
+
+@pytest.mark.parametrize(
+    ("before", "environ"),
+    [
+        ("", {"GLIBC_TUNABLES": ""}),
+        ("", {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}),
+        ("import sys; sys.modules['torch'] = None", {}),
+        ("import sys; sys.executable = ''", {}),
+        ("import platform; platform.machine = lambda: 'aarch64'", {}),
+        ("import os; del os.confstr", {}),
+        ("from litseq import heap; heap._DRIVERS = ('/dev/null',)", {}),
+        ("import sys; sys.executable = '/nowhere/python'", {}),
+    ],
+)
+def test_a_program_that_begins_once(before, environ):
+    ((_, tunables, _),) = _starts(before, **environ)
+    assert tunables == environ.get("GLIBC_TUNABLES")
+
+
+@pytest.mark.parametrize(("command", "restarts"), [("fit", True), ("test", False), ("", False)])
+def test_fit_begins_once_more(monkeypatch, command, restarts):
+    calls = []
+    monkeypatch.setattr(sys, "argv", ["litseq", *command.split()])
+    monkeypatch.setattr(entry, "restart_compact", lambda: calls.append("restart"))
+    monkeypatch.setattr("litseq.cli.main", lambda: calls.append("run"))
+    entry.main()
+    assert calls == ["restart", "run"] * restarts + ["run"] * (not restarts)

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,8 @@ class NonFiniteGuard(Callback):
         if not pl_module.automatic_optimization:
             return
         gradients = gradients_of(pl_module)
-        # The largest absolute value, since a sum of squares may overflow where no gradient does.
-        largest = [get_total_norm(gradients.values(), norm_type=math.inf)] if gradients else []
         bad = torch.zeros((), device=pl_module.device)
-        for value in (*losses, *largest):
+        for value in (*losses, *_size(list(gradients.values()))):
             bad += ~value.isfinite().to(bad.device)
         if trainer.world_size > 1:  # sharded gradients and losses differ from rank to rank
             bad = trainer.strategy.reduce(bad, reduce_op="sum")
@@ -235,6 +233,18 @@ class NonFiniteGuard(Callback):
             _reason(modules, scale),
             where,
         )
+
+
+def _size(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """A number that is finite if all gradients are, or no number where there are none."""
+    if not gradients:
+        return []
+    if all(grad.device.type == "cpu" for grad in gradients):  # where this is several times as fast
+        norm = get_total_norm(gradients)
+        if norm.isfinite():
+            return [norm]
+    # The largest absolute value, since a sum of squares may overflow where no gradient does.
+    return [get_total_norm(gradients, norm_type=math.inf)]
 
 
 def gradients_of(module: torch.nn.Module) -> dict[str, Tensor]:
