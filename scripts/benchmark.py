@@ -8,9 +8,9 @@
 The corpus is Multi30k unless ``--train`` names another. Each toolkit trains on batches made by its
 own rule within the same budget of tokens; with ``--same-batches``, all train on litseq's, so that
 nothing but their models is compared. Tokens are counted without padding. Each contestant is a
-process of its own and works while the others wait, in turns, ``--rounds`` times; what is reported
-is the median, and the ratio of two in the same round. Peers take part where they are installed;
-``--python NAME=PYTHON`` says in which environment.
+process of its own and works while the others wait, once in each of ``--rounds`` rounds, whose order
+is drawn; what is reported is the median, and the ratio of two in the same round. Peers take part
+where they are installed; ``--python NAME=PYTHON`` says in which environment.
 
 A record goes to ``docs/results/benchmark.json``, and the tables to ``docs/performance.md``.
 """
@@ -61,10 +61,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 TRAINEES = ("litseq", "trainer", "torch", "marian", "joeynmt", "opennmt")
 TRANSLATORS = ("litseq", "litseq-int8", "marian", "ctranslate2", "ctranslate2-int8")
-ENVIRONMENTS = {
-    "compact": {"GLIBC_TUNABLES": COMPACT},  # as ``litseq fit`` has it
-}
-TRAINEES_ON_REQUEST = (*ENVIRONMENTS, "compiled")
+TRAINEES_ON_REQUEST = ("compact", "opennmt-compact", "compiled")
+COMPACT_ONES = ("compact", "opennmt-compact")
+"""Who has the settings of glibc that ``litseq fit`` has."""
 PACKAGES = {"marian": "transformers", "joeynmt": "joeynmt", "opennmt": "OpenNMT-py"}
 
 
@@ -96,6 +95,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
+    parser.add_argument("--machine", help="Under its name stands what is measured elsewhere, too.")
     args = parser.parse_args()
     if args.what == "train":
         usual, more = TRAINEES, TRAINEES_ON_REQUEST
@@ -112,7 +112,7 @@ def main() -> None:
     header, rows = (train_table if args.what == "train" else translate_table)(result)
     print(markdown(header, rows))
     if args.record:
-        keep(result, header, rows)
+        keep(result, header, rows, machine=args.machine)
 
 
 def check_names(names: Iterable[str], known: Sequence[str]) -> None:
@@ -163,7 +163,10 @@ def train_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 # How they put sentences together: shuffled (a plain loop, JoeyNMT's token sampler), grouped by the
 # source's length in so many sentences (``group_by_length`` of transformers), sorted by the lengths
 # of source and target (OpenNMT-py, whose bucket holds all of a small corpus).
-RULES = {"torch": "shuffled", "joeynmt": "shuffled", "marian": "grouped", "opennmt": "sorted"}
+RULES = {
+    "torch": "shuffled", "joeynmt": "shuffled", "marian": "grouped", "opennmt": "sorted",
+    "opennmt-compact": "sorted",
+}  # fmt: skip
 
 
 def encoded_pairs(prefix: str, tokenizer: Any) -> list[tuple[list[int], list[int]]]:  # noqa: ANN401
@@ -302,7 +305,8 @@ class Contestant:
     ) -> None:
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-        environment |= ENVIRONMENTS.get(name, {})
+        if name in COMPACT_ONES:
+            environment["GLIBC_TUNABLES"] = COMPACT
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [python, str(worker), mode, name, str(work)], stdin=subprocess.PIPE,
@@ -353,8 +357,8 @@ def measure(
         except RuntimeError as error:
             print(f"left out: {error}", file=sys.stderr)
     for number in range(args.rounds):
-        shift = number % len(contestants)
-        for contestant in contestants[shift:] + contestants[:shift]:
+        # who comes after whom makes a difference
+        for contestant in random.Random(number).sample(contestants, len(contestants)):
             contestant.run()
             seconds = contestant.rounds[-1]["seconds"]
             print(f"round {number + 1}: {contestant.name} {seconds:.2f} s", file=sys.stderr)
@@ -515,7 +519,9 @@ def translate_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     return header, rows
 
 
-def keep(result: dict[str, Any], header: list[str], rows: list[list[str]]) -> None:
+def keep(
+    result: dict[str, Any], header: list[str], rows: list[list[str]], *, machine: str | None
+) -> None:
     """Writes record and table; what was measured before under other options stays."""
     key = f"{result['what']}-{result['size']}-{result['precision']}"
     if result["same_batches"]:
@@ -524,11 +530,19 @@ def keep(result: dict[str, Any], header: list[str], rows: list[list[str]]) -> No
         size = "" if result["size"] == "small" else f"{result['size']}-"
         precision = "" if result["precision"] == "32-true" else f"{result['precision']}-"
         key = f"translate-{size}{precision}{result['beam_size']}"
-    write(key, result, header, rows)
+    write(key, result, header, rows, machine=machine)
 
 
-def write(key: str, result: object, header: list[str], rows: list[list[str]]) -> None:
+def write(
+    key: str,
+    result: object,
+    header: list[str],
+    rows: list[list[str]],
+    *,
+    machine: str | None = None,
+) -> None:
     """Puts a result into the record, and its table onto the page."""
+    key = f"{key}-{machine}" if machine else key
     records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     with whole_file(RESULTS) as file:
         file.write(json.dumps(records | {key: result}, indent=1) + "\n")

@@ -2,9 +2,10 @@
 
     python scripts/benchmark_scaling.py                 # prints two tables
     python scripts/benchmark_scaling.py --record        # writes docs/performance.md too
+    python scripts/benchmark_scaling.py --python joeynmt=PYTHON --python opennmt=PYTHON
 
 Lengths: batches of 4,096 random tokens on either side, all sentences of one length, for litseq and
-for ``torch.nn.Transformer`` in turns, as ``benchmark.py`` measures them. Processes: the small
+its peers in turns, as ``benchmark.py`` measures them. Processes: the small
 Transformer under Lightning's DDP on Multi30k, one thread for each process, and each with batches of
 its own; gradients meet by gloo.
 """
@@ -25,10 +26,12 @@ from typing import Any
 import torch
 
 import benchmark
+from benchmark_peers import EOS
 from doc_tables import markdown
 
 MAX_TOKENS = 4096
 WARM_UP, STEPS = 2, 8
+WHO = tuple(name for name in benchmark.TRAINEES if name != "trainer")
 
 
 def main() -> None:
@@ -37,16 +40,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lengths", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256, 512])
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--train", default="data/multi30k/train", help="Prefix of .en and .de.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
+    parser.add_argument("--machine", help="As benchmark.py has it.")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         train(args.worker, args.train)
         return
+    benchmark.check_names((item.partition("=")[0] for item in args.python), WHO)
     by_length = {length: of_length(length, args) for length in args.lengths}
     by_processes = in_turns(args)
     for name, result, table in (
@@ -58,7 +64,7 @@ def main() -> None:
         header, rows = table({str(key): value for key, value in result.items()})
         print(markdown(header, rows))
         if args.record:
-            benchmark.write(name, result, header, rows)
+            benchmark.write(name, result, header, rows, machine=args.machine)
 
 
 # ---- lengths ----
@@ -69,23 +75,24 @@ def of_length(length: int, args: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(length)
     size = MAX_TOKENS // length, length
     ids = torch.randint(4, benchmark.VOCAB_SIZE, (2, *size), generator=generator)
-    who = ("litseq", "torch")
+    ids[..., -1] = EOS
     sizes = benchmark.SIZES["small"] | {
         "vocab_size": benchmark.VOCAB_SIZE, "dropout": 0.1, "label_smoothing": 0.1,
         "longest": length,
     }  # fmt: skip
     work = {
-        "batches": {name: [(ids[0], ids[1])] for name in who},
+        "batches": {name: [(ids[0], ids[1])] for name in WHO},
         "sizes": sizes,
         "precision": "32-true",
         "threads": args.threads,
-        "tokens": dict.fromkeys(who, ids[1].numel()),
-        "positions": dict.fromkeys(who, ids[1].numel()),
+        "tokens": dict.fromkeys(WHO, ids[1].numel()),
+        "positions": dict.fromkeys(WHO, ids[1].numel()),
         "flops": benchmark.flops_of(ids[0], ids[1], sizes),
     }
     asked = argparse.Namespace(
-        what="train", who=who, python=[], threads=args.threads, rounds=args.rounds, size="small",
-        max_tokens=MAX_TOKENS, batches=1, same_batches=True, batch_size=0,
+        what="train", who=WHO, python=args.python, threads=args.threads, rounds=args.rounds,
+        size="small", max_tokens=MAX_TOKENS, batches=1, same_batches=True,
+        batch_size=0,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         return benchmark.measure(work, asked, Path(folder))
@@ -93,22 +100,24 @@ def of_length(length: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def lengths_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """What the sentences' length costs."""
-    header = [
-        "tokens of a sentence", "litseq, target tokens a second", "of the bound",
-        "nn.Transformer, times as long", "peak memory of both, MB",
-    ]  # fmt: skip
-    rows = []
+    by_length = {}
     for length, found in result.items():
         names, table = benchmark.train_table(found)
-        by_name = {row[0]: dict(zip(names, row, strict=True)) for row in table}
-        ours, theirs = by_name["litseq"], by_name["torch"]
-        memory = [row.get("peak memory, MB", "") for row in (ours, theirs)]
+        by_length[length] = {row[0]: dict(zip(names, row, strict=True)) for row in table}
+    peers = [who for who in WHO[1:] if all(who in rows for rows in by_length.values())]
+    header = [
+        "tokens of a sentence", "litseq, target tokens a second", "of the bound",
+        *(f"{who}, times as long" for who in peers), "peak memory of litseq and torch, MB",
+    ]  # fmt: skip
+    rows = []
+    for length, found in by_length.items():
+        memory = [found[who].get("peak memory, MB", "") for who in ("litseq", "torch")]
         rows.append(
             [
                 length,
-                ours["target tokens a second"],
-                ours["of the bound"],
-                theirs["times as long as litseq"],
+                found["litseq"]["target tokens a second"],
+                found["litseq"]["of the bound"],
+                *(found[who]["times as long as litseq"] for who in peers),
                 " and ".join(memory),
             ]
         )
@@ -190,12 +199,12 @@ def processes_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     first = next(iter(result.values()))
     rows = []
     for number, rates in result.items():
-        ratios = sorted(rate / one for rate, one in zip(rates, first, strict=True))
+        ratios = (rate / one for rate, one in zip(rates, first, strict=True))
         rows.append(
             [
                 number,
                 f"{statistics.median(rates):,.0f}",
-                f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})",
+                benchmark.spread(ratios),
             ]
         )
     return header, rows

@@ -25,7 +25,7 @@ import torch
 import benchmark
 import benchmark_worker as worker
 from doc_tables import markdown
-from litseq.heap import give_back
+from litseq.heap import COMPACT, give_back
 from litseq.layers import rows as layer_rows
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     for way, how in WAYS.items():
         words = [sys.executable, __file__, "--way", way, "--train", args.train]
         words += ["--batches", str(args.batches), "--threads", str(args.threads)]
-        environment = {**os.environ, **(benchmark.ENVIRONMENTS["compact"] if how.compact else {})}
+        environment = {**os.environ, **({"GLIBC_TUNABLES": COMPACT} if how.compact else {})}
         said = subprocess.run(
             words, stdout=subprocess.PIPE, text=True, check=True, env=environment
         ).stdout

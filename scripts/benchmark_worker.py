@@ -325,6 +325,7 @@ TRAINEES: dict[str, Callable[[Work], Callable[..., dict[str, Any]]]] = {
     "compiled": compiled,
     "compact": litseq,  # in an environment of its own
     **{name: peer(name) for name in ("torch", "marian", "joeynmt", "opennmt")},
+    "opennmt-compact": peer("opennmt"),
 }
 
 

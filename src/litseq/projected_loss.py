@@ -175,6 +175,7 @@ class _Product:
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self._weight, self._bias = weight.to(dtype), bias.to(dtype)
+        self._transposed = self._weight.t()
         self._packing = Packing(any_tensor=True)
 
     def __call__(self, h: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ class _Product:
     def back(self, slope: Tensor) -> Tensor:
         """Gives the gradient of (n, D) from that of logits, (n, V)."""
         if self._packing.takes(slope, self._weight):
-            return unpacked_product(slope, self._weight.t())
+            return unpacked_product(slope, self._transposed)
         return slope @ self._weight
 
 
