@@ -348,7 +348,7 @@ def measure(
     torch.save(work, path)
     pythons = dict(item.split("=", 1) for item in args.python)
     contestants = []
-    # On some virtual machines whoever begins first is slower to the end: that one takes no part.
+    # On some virtual machines those that begin early are slower to the end: one that takes no part.
     first = Contestant(args.what, "litseq", path, sys.executable, args.threads, worker=worker)
     for name in ("limit", *args.who):
         python = pythons.get(name, sys.executable)
