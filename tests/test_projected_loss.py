@@ -199,12 +199,27 @@ def test_the_fast_kernels_of_bfloat16(num_rows, monkeypatch):
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
-def test_a_token_without_a_chance():
-    """Its probability is too small for float32, its logarithm is not."""
+@pytest.mark.parametrize("gap", [0.0, 30.0, 60.0, 75.0, 95.0, 300.0])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_token_with_hardly_a_chance(gap, label_smoothing):
+    """Its probability has few digits in float32, or none; its logarithm has all."""
     projection = nn.Linear(1, 3)
-    projection.weight.data = torch.tensor([[0.0], [300.0], [299.0]])
+    projection.weight.data = torch.tensor([[0.0], [gap], [gap - 1]])
     projection.bias.data.zero_()
-    hidden, labels = torch.ones(1, 1), torch.tensor([0])
-    found = projected_loss(hidden, projection, labels)
-    torch.testing.assert_close(found, token_loss(projection(hidden), labels))
-    assert found.loss.item() > 299
+    hidden, labels = torch.ones(2, 1), torch.tensor([0, 1])
+    found = projected_loss(hidden, projection, labels, label_smoothing=label_smoothing)
+    logits = projection(hidden).double()
+    expected = token_loss(logits, labels, label_smoothing=label_smoothing)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    assert found.nll.item() == pytest.approx(expected.nll.item(), rel=1e-6)
+
+
+def test_the_largest_logit_is_looked_for_only_where_it_is_needed(monkeypatch):
+    asked, amax = [], torch.Tensor.amax
+    monkeypatch.setattr(torch.Tensor, "amax", lambda *x, **y: asked.append(x) or amax(*x, **y))
+    projection = nn.Linear(D, V)
+    projected_loss(torch.randn(B, D), projection, torch.randint(V, (B,)))
+    assert not asked
+    projection.bias.data[0] = 300.0
+    projected_loss(torch.randn(B, D), projection, torch.ones(B, dtype=torch.int64))
+    assert len(asked) == 2

@@ -28,6 +28,9 @@ _PIECE = {True: 2**22, False: 2**26}
 """Probabilities of a piece, by whether they are on a CPU: there as many as stay in its cache until
 they have become gradients, of rows enough for a fast product."""
 
+_EXACT_FROM = 1e-30
+"""Float32 has all its digits for probabilities above it."""
+
 
 def projected_loss(
     hidden: Tensor, projection: nn.Linear, labels: Tensor, *, label_smoothing: float = 0.0
@@ -113,19 +116,15 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 z = z.to(compute_dtype(z))
                 probs = z.softmax(-1)
                 chosen = z.gather(-1, y_piece)
-                found.append((chosen, z.amax(-1), probs.amax(-1)))
+                found.append((chosen, _nll(z, probs, chosen, probs.gather(-1, y_piece))))
                 if slopes is not None:
                     slope = probs.scatter_add_(-1, y_piece, target_piece)
                     if blank_piece is not None:
                         slope.masked_fill_(blank_piece, 0)
                     slopes.add(h_piece, slope)
-            chosen, top, top_prob = (torch.cat(x) for x in zip(*found, strict=True))
-            chosen = chosen.squeeze(1)
-            # the normaliser, from the most probable token, whose logarithm is exact
-            log_norm = top - top_prob.log()
+            chosen, nll = (torch.cat(x).squeeze(1) for x in zip(*found, strict=True))
             # of a target that is spread evenly: the normaliser less the mean logit
-            even = log_norm - torch.addmv(mean_b, h.to(mean_w.dtype), mean_w)
-            nll = log_norm - chosen
+            even = chosen + nll - torch.addmv(mean_b, h.to(mean_w.dtype), mean_w)
             if ignored is not None:
                 nll, even = nll.masked_fill(ignored, 0), even.masked_fill(ignored, 0)
             grads: Sequence[Tensor | None] = (None, None, None)
@@ -162,6 +161,15 @@ def _rows(counts: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows = counts.nonzero()[:, 0]
         return None if len(rows) == len(counts) else rows, None
     return None, ~counts
+
+
+def _nll(z: Tensor, probs: Tensor, chosen: Tensor, chosen_probs: Tensor) -> Tensor:
+    """Negative log-likelihood, (n, 1), from logits and probabilities, (n, V), and a label's."""
+    waits_for_nothing = z.device.type == "cpu" and not torch.compiler.is_compiling()
+    if waits_for_nothing and bool((chosen_probs > _EXACT_FROM).all()):
+        return -chosen_probs.log()
+    # there are no such small numbers: by the most probable token, whose logarithm is exact
+    return z.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log() - chosen
 
 
 def _piece_size(vocab_size: int, *, on_cpu: bool) -> int:
