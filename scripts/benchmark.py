@@ -7,9 +7,9 @@
 
 The corpus is Multi30k unless ``--train`` names another. Each toolkit trains on batches made by its
 own rule within the same budget of tokens; with ``--same-batches``, all train on litseq's, so that
-nothing but their models is compared. Tokens are counted without padding. Each contestant is a
-process of its own and works while the others wait, once in each of ``--rounds`` rounds, whose order
-is drawn; what is reported is the median, and the ratio of two in the same round. Peers take part
+nothing but their models is compared. Tokens are counted without padding. In each of ``--rounds``
+rounds, in an order that is drawn, each contestant begins as a process of its own, warms up, and
+works alone; what is reported is the median, and the ratio of two in the same round. Peers take part
 where they are installed; ``--python NAME=PYTHON`` says in which environment.
 
 A record goes to ``docs/results/benchmark.json``, and the tables to ``docs/performance.md``.
@@ -297,75 +297,52 @@ def translate_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 # ---- the contestants ----
 
 
-class Contestant:
-    """A process that works when it is told to."""
+def one_round(
+    mode: str, name: str, work: Path, python: str, threads: int, *, worker: Path
+) -> dict[str, Any]:
+    """What a contestant says of itself (``facts``) and of its round.
 
-    def __init__(
-        self, mode: str, name: str, work: Path, python: str, threads: int, *, worker: Path = WORKER
-    ) -> None:
-        self.name = name
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-        if name in COMPACT_ONES:
-            environment["GLIBC_TUNABLES"] = COMPACT
-        self._errors = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [python, str(worker), mode, name, str(work)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment,
-        )  # fmt: skip
-        self.rounds: list[dict[str, Any]] = []
-        self.facts = self._answer()
-
-    def run(self) -> None:
-        """One round."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self.rounds.append(self._answer())
-
-    def close(self) -> None:
-        """Ends the process, which then says how much memory it took."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self.facts |= self._answer()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._errors.seek(0)
-            last = (self._errors.read().strip().splitlines() or ["nothing was said"])[-1]
-            raise RuntimeError(f"{self.name}: {last}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    Raises:
+        RuntimeError: If it does not do the work.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+    if name in COMPACT_ONES:
+        environment["GLIBC_TUNABLES"] = COMPACT
+    said = subprocess.run(
+        [python, str(worker), mode, name, str(work)], capture_output=True, text=True, check=False,
+        env=environment,
+    )  # fmt: skip
+    if said.returncode:
+        last = (said.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise RuntimeError(f"{name}: {last}")
+    found: dict[str, Any] = json.loads(said.stdout)
+    return found
 
 
 def measure(
     work: dict[str, Any], args: argparse.Namespace, folder: Path, *, worker: Path = WORKER
 ) -> dict[str, Any]:
-    """Lets all contestants work in turns."""
+    """Lets all contestants work, one after another."""
     path = folder / "work.pt"
     torch.save(work, path)
     pythons = dict(item.split("=", 1) for item in args.python)
-    contestants = []
-    # On some virtual machines those that begin early are slower to the end: one that takes no part.
-    first = Contestant(args.what, "litseq", path, sys.executable, args.threads, worker=worker)
-    for name in ("limit", *args.who):
-        python = pythons.get(name, sys.executable)
-        try:
-            contestants.append(
-                Contestant(args.what, name, path, python, args.threads, worker=worker)
-            )
-        except RuntimeError as error:
-            print(f"left out: {error}", file=sys.stderr)
+    names = ["limit", *args.who]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(args.rounds):
         # who comes after whom makes a difference
-        for contestant in random.Random(number).sample(contestants, len(contestants)):
-            contestant.run()
-            seconds = contestant.rounds[-1]["seconds"]
-            print(f"round {number + 1}: {contestant.name} {seconds:.2f} s", file=sys.stderr)
-    for contestant in (*contestants, first):
-        contestant.close()
+        for name in random.Random(number).sample(names, len(names)):
+            if len(found[name]) < number:  # not here
+                continue
+            python = pythons.get(name, sys.executable)
+            try:
+                said = one_round(args.what, name, path, python, args.threads, worker=worker)
+            except RuntimeError as error:
+                if number or name in ("limit", "litseq"):
+                    raise
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            found[name].append(said)
+            print(f"round {number + 1}: {name} {said['round']['seconds']:.2f} s", file=sys.stderr)
     told = (
         "tokens",
         "positions",
@@ -388,13 +365,22 @@ def measure(
         "machine": _machine(),
         "versions": _versions(pythons),
         "contestants": {
-            c.name: {
-                "facts": _bleu(c.facts, work) | _brief(c.facts),
-                "rounds": [_brief(found) for found in c.rounds],
+            name: {
+                "facts": _facts([said["facts"] for said in rounds], work),
+                "rounds": [_brief(said["round"]) for said in rounds],
             }
-            for c in contestants
+            for name, rounds in found.items()
+            if rounds
         },
     }
+
+
+def _facts(of_rounds: list[dict[str, Any]], work: dict[str, Any]) -> dict[str, Any]:
+    """Those of the first round, but for memory, whose median it is."""
+    facts = _bleu(of_rounds[0], work) | _brief(of_rounds[0])
+    if facts["memory"] is not None:
+        facts["memory"] = statistics.median(found["memory"] for found in of_rounds)
+    return facts
 
 
 def _bleu(found: dict[str, Any], work: dict[str, Any]) -> dict[str, float]:

@@ -33,9 +33,8 @@ def main() -> None:
     if name in SWITCHES[mode]:
         switch_off(mode, name)
         sys.argv[2] = "litseq"
-    for contestants in (benchmark_worker.TRAINEES, benchmark_worker.TRANSLATORS):
-        if sys.argv[2] in contestants:
-            contestants[sys.argv[2]] = watched(contestants[sys.argv[2]])
+    contestants = CONTESTANTS[mode]
+    contestants["litseq"] = watched(contestants["litseq"])
     benchmark_worker.main()
 
 
@@ -105,6 +104,7 @@ def _join(heads: Tensor, num_rows: int) -> Tensor:
     return F.pad(rows, (0, 0, 0, num_rows - len(rows)))
 
 
+CONTESTANTS = {"train": benchmark_worker.TRAINEES, "translate": benchmark_worker.TRANSLATORS}
 FREED = [Switch(heap, "keep_freed", lambda: None)]
 SWITCHES: dict[str, dict[str, list[Switch]]] = {
     "train": {

@@ -1,11 +1,11 @@
-"""One contestant of the benchmark, in a process of its own: it works whenever it is told to.
+"""One contestant of the benchmark in one round, in a process of its own.
 
     python scripts/benchmark_worker.py train litseq WORK       # started by benchmark.py
 
-WORK is a file of ``torch.save``: what is to be done, plain values and tensors. The process prints a
-line of JSON when it is ready, one for each line that it reads, and leaves at the end of its input.
-A process of its own gives each contestant its own allocator, threads and memory to be measured, and
-lets a peer live in another Python environment: for peers, nothing of litseq is imported.
+WORK is a file of ``torch.save``: what is to be done, plain values and tensors. The process warms
+up, works once more, and prints a line of JSON. A process of its own gives each contestant its own
+allocator, threads and memory to be measured, and lets a peer live in another Python environment:
+for peers, nothing of litseq is imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ Work = dict[str, Any]
 
 
 def main() -> None:
-    """Serves one contestant."""
+    """Lets one contestant work."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=("train", "translate"))
     parser.add_argument("name")
@@ -48,15 +47,11 @@ def main() -> None:
     run = limit(work) if args.name == "limit" else contestants[args.name](work)
     held = memory("VmRSS")
     first = run()  # caches are filled, kernels are chosen, code is compiled
-
-    def answer(found: dict[str, Any]) -> None:
-        print(json.dumps(found), file=answers, flush=True)
-
-    answer({**first, **extras(run, work, args)})
-    for _ in sys.stdin:
-        answer(run())
+    facts = {**first, **extras(run, work, args)}
+    found = run()
     most = memory("VmHWM")
-    answer({"memory": None if most is None or held is None else most - held})
+    facts["memory"] = None if most is None or held is None else most - held
+    print(json.dumps({"facts": facts, "round": found}), file=answers, flush=True)
 
 
 def memory(name: str) -> int | None:

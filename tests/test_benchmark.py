@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import litseq
+from litseq import heap
 from litseq.decoding import SearchOptions, generate_all
 from litseq.decoding.turns import Sources
 from litseq.layers import linear
@@ -130,6 +131,46 @@ def test_a_prediction_changes_the_operators_alone():
     header, (_, freed) = benchmark_without.table(result)
     assert header == ["litseq without", "times as long"]
     assert freed == ["freed", "1.38 (1.25–1.50)"]
+
+
+FAKE = """
+import json, os, sys
+from pathlib import Path
+
+_, mode, name, work = sys.argv
+if name == "joeynmt" or name == os.environ.get("FAILS"):
+    sys.exit(f"nothing here of {name}")
+turns = Path(work).with_name("turns")
+turns.write_text((turns.read_text() if turns.exists() else "") + name + "\\n")
+number = turns.read_text().split().count(name)
+facts = {"memory": 100 * number, "calls": number, "settings": os.environ.get("GLIBC_TUNABLES")}
+print(json.dumps({"facts": facts, "round": {"seconds": number}}))
+"""
+
+
+def test_each_round_begins_anew_in_an_order_that_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    fake = tmp_path / "worker.py"
+    fake.write_text(FAKE)
+    args = argparse.Namespace(
+        what="train", who=["litseq", "compact", "joeynmt"], python=[], threads=1, rounds=3,
+        size="small", max_tokens=1, batches=1, same_batches=False, batch_size=1,
+    )  # fmt: skip
+    result = benchmark.measure({"tokens": 7}, args, tmp_path, worker=fake)
+    assert "left out: joeynmt: nothing here of joeynmt" in capsys.readouterr().err
+    turns = (tmp_path / "turns").read_text().split()
+    rounds = [tuple(turns[first : first + 3]) for first in (0, 3, 6)]
+    assert {frozenset(names) for names in rounds} == {frozenset(("limit", "litseq", "compact"))}
+    assert len(set(rounds)) > 1
+    assert result["tokens"] == 7
+    found = result["contestants"]
+    assert list(found) == ["limit", "litseq", "compact"]
+    assert found["litseq"]["rounds"] == [{"seconds": 1}, {"seconds": 2}, {"seconds": 3}]
+    assert found["litseq"]["facts"] == {"memory": 200, "calls": 1, "settings": None}
+    assert found["compact"]["facts"]["settings"] == heap.COMPACT
+    monkeypatch.setenv("FAILS", "litseq")  # nothing is compared without it
+    with pytest.raises(RuntimeError, match="litseq: nothing here of litseq"):
+        benchmark.measure({}, args, tmp_path, worker=fake)
 
 
 def test_draws_of_dropout_are_among_the_operators(monkeypatch):
