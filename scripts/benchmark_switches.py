@@ -109,9 +109,7 @@ FREED = [Switch(heap, "keep_freed", lambda: None)]
 SWITCHES: dict[str, dict[str, list[Switch]]] = {
     "train": {
         "no logits": [Switch(projected_loss, "projected_loss", _kept_logits)],
-        "oneDNN's products": [
-            Switch(linear, "_is_trained_by_onednn", lambda x, weight, bias: False)
-        ],
+        "oneDNN's products": [Switch(linear, "_trained_as", lambda x, weight, bias: None)],
         "a byte that says who is dropped": [Switch(Dropout, "is_fast", lambda self, x: False)],
         "attention as one step of autograd": [
             Switch(DotProductAttention, "_is_trained_written_out", lambda self, q: False)

@@ -116,15 +116,17 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 z = z.to(compute_dtype(z))
                 probs = z.softmax(-1)
                 chosen = z.gather(-1, y_piece)
-                found.append((chosen, _nll(z, probs, chosen, probs.gather(-1, y_piece))))
+                found.append((chosen, *_likely(z, probs, chosen, probs.gather(-1, y_piece))))
                 if slopes is not None:
                     slope = probs.scatter_add_(-1, y_piece, target_piece)
                     if blank_piece is not None:
                         slope.masked_fill_(blank_piece, 0)
                     slopes.add(h_piece, slope)
-            chosen, nll = (torch.cat(x).squeeze(1) for x in zip(*found, strict=True))
+            chosen, likely, likely_probs = (torch.cat(x) for x in zip(*found, strict=True))
+            log_norm = (likely - likely_probs.log()).squeeze(1)
             # of a target that is spread evenly: the normaliser less the mean logit
-            even = chosen + nll - torch.addmv(mean_b, h.to(mean_w.dtype), mean_w)
+            even = log_norm - torch.addmv(mean_b, h.to(mean_w.dtype), mean_w)
+            nll = log_norm - chosen.squeeze(1)
             if ignored is not None:
                 nll, even = nll.masked_fill(ignored, 0), even.masked_fill(ignored, 0)
             grads: Sequence[Tensor | None] = (None, None, None)
@@ -163,13 +165,18 @@ def _rows(counts: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return None, ~counts
 
 
-def _nll(z: Tensor, probs: Tensor, chosen: Tensor, chosen_probs: Tensor) -> Tensor:
-    """Negative log-likelihood, (n, 1), from logits and probabilities, (n, V), and a label's."""
-    waits_for_nothing = z.device.type == "cpu" and not torch.compiler.is_compiling()
-    if waits_for_nothing and bool((chosen_probs > _EXACT_FROM).all()):
-        return -chosen_probs.log()
-    # there are no such small numbers: by the most probable token, whose logarithm is exact
-    return z.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log() - chosen
+def _likely(
+    z: Tensor, probs: Tensor, chosen: Tensor, chosen_probs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logit and probability, (n, 1), of a token of each row whose probability has all digits.
+
+    From all of them, (n, V), and those of the labels, which will do but for the unlikeliest.
+    """
+    waits_for_nothing = type(z) is Tensor and z.device.type == "cpu"
+    if waits_for_nothing and not torch.compiler.is_compiling():
+        if bool((chosen_probs.numpy() > _EXACT_FROM).all()):
+            return chosen, chosen_probs
+    return z.amax(-1, keepdim=True), probs.amax(-1, keepdim=True)
 
 
 def _piece_size(vocab_size: int, *, on_cpu: bool) -> int:

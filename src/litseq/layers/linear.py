@@ -58,11 +58,12 @@ def linear(
     if packing is not None and packing.takes(x, weight):
         return packing.product(x, weight, bias, rows, relu=relu)
     part = _part(weight, bias, rows)
+    dtype = _trained_as(x, *part)
     y: Tensor
-    if _is_trained_by_onednn(x, *part):
-        y = _Trained.apply(x, *part, _product_dtype(x, weight))  # type: ignore[no-untyped-call]
-    else:
+    if dtype is None:
         y = F.linear(x, *part)
+    else:
+        y = _Trained.apply(x, *part, dtype)  # type: ignore[no-untyped-call]
     return F.relu(y) if relu else y
 
 
@@ -235,17 +236,21 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = F
 # ---- in training ----
 
 
-def _is_trained_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether x comes in a number of rows that many batches have (``litseq.layers.rows``)."""
-    return (
+def _trained_as(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
+    """What oneDNN computes these in; None if it does not.
+
+    It does if x has a number of rows that many batches have (``litseq.layers.rows``).
+    """
+    fits = (
         x.dim() == 2
         and is_trained_on_cpu(x)
         and type(weight) in (Tensor, nn.Parameter)
         and (bias is None or bias.dtype == weight.dtype)
         and len(x) >= _ROWS_TO_PACK
         and len(x) % ROWS_STEP == 0
-        and _has_kernels(_product_dtype(x, weight))
     )
+    dtype = _product_dtype(x, weight) if fits else None
+    return dtype if _has_kernels(dtype) else None
 
 
 class _Trained(torch.autograd.Function):
