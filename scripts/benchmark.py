@@ -305,18 +305,21 @@ def one_round(
     Raises:
         RuntimeError: If it does not do the work.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-    if name in COMPACT_ONES:
-        environment["GLIBC_TUNABLES"] = COMPACT
     said = subprocess.run(
         [python, str(worker), mode, name, str(work)], capture_output=True, text=True, check=False,
-        env=environment,
+        env=environment(threads, compact=name in COMPACT_ONES),
     )  # fmt: skip
     if said.returncode:
         last = (said.stderr.strip().splitlines() or ["nothing was said"])[-1]
         raise RuntimeError(f"{name}: {last}")
     found: dict[str, Any] = json.loads(said.stdout)
     return found
+
+
+def environment(threads: int, *, compact: bool) -> dict[str, str]:
+    """Of a process that computes on so many threads, and has the settings of glibc or not."""
+    settings = {"GLIBC_TUNABLES": COMPACT} if compact else {}
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", **settings}
 
 
 def measure(

@@ -6,7 +6,8 @@
 ``benchmark.py`` repeats its batches, so that what is planned for a shape is planned before the
 clock starts. Here each batch of an epoch comes once: oneDNN plans its products for each number of
 rows, and the plans scatter the memory between them. So litseq rounds these numbers up; here it is
-compared with itself without. Each way is a process of its own, one after another.
+compared with itself without. Each way is a process of its own, one after another, in an order that
+is drawn for each round; what is reported is the median.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +29,7 @@ import torch
 import benchmark
 import benchmark_worker as worker
 from doc_tables import markdown
-from litseq.heap import COMPACT, give_back
+from litseq.heap import give_back
 from litseq.layers import rows as layer_rows
 
 
@@ -46,6 +50,7 @@ WAYS = {
     "bfloat16, compact": Way("bf16-mixed", compact=True),
     "bfloat16, rows as they are": Way("bf16-mixed", rounds=False),
     "bfloat16, freed memory given back every 10 s": Way("bf16-mixed", gives_back=True),
+    "bfloat16, compact, given back every 10 s": Way("bf16-mixed", gives_back=True, compact=True),
 }
 EVERY = 10.0  # seconds; Seq2Seq waits for 30
 
@@ -57,28 +62,50 @@ def main() -> None:
     )
     parser.add_argument("--train", default="data/multi30k/train", help="Prefix of .en and .de.")
     parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
+    parser.add_argument("--machine", help="As benchmark.py has it.")
     parser.add_argument("--way", choices=tuple(WAYS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
         print(json.dumps(run(args)))
         return
-    found = {}
-    for way, how in WAYS.items():
-        words = [sys.executable, __file__, "--way", way, "--train", args.train]
-        words += ["--batches", str(args.batches), "--threads", str(args.threads)]
-        environment = {**os.environ, **({"GLIBC_TUNABLES": COMPACT} if how.compact else {})}
-        said = subprocess.run(
-            words, stdout=subprocess.PIPE, text=True, check=True, env=environment
-        ).stdout
-        found[way] = json.loads(said.splitlines()[-1])
-        print(f"{way}: {found[way]}", file=sys.stderr)
-    result = {"batches": args.batches, "threads": args.threads, "ways": found}
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for number in range(args.rounds):
+        for way in random.Random(number).sample(list(WAYS), len(WAYS)):
+            found[way].append(in_a_process(way, args))
+            print(f"round {number + 1}: {way}: {found[way][-1]}", file=sys.stderr)
+    medians = {
+        way: {name: median(of[name] for of in rounds) for name in rounds[0]}
+        for way, rounds in found.items()
+    }
+    result = {
+        "batches": args.batches, "rounds": args.rounds, "threads": args.threads, "ways": medians,
+        "every": found,
+    }  # fmt: skip
     header, rows = table(result)
     print(markdown(header, rows))
     if args.record:
-        benchmark.write("shapes", result, header, rows)
+        benchmark.write("shapes", result, header, rows, machine=args.machine)
+
+
+def in_a_process(way: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What ``run`` finds there."""
+    words = [sys.executable, __file__, "--way", way, "--train", args.train]
+    words += ["--batches", str(args.batches), "--threads", str(args.threads)]
+    said = subprocess.run(
+        words, stdout=subprocess.PIPE, text=True, check=True,
+        env=benchmark.environment(args.threads, compact=WAYS[way].compact),
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+    return found
+
+
+def median(numbers: Iterable[float | None]) -> float | None:
+    """The one in the middle; None where nobody counts."""
+    known = [number for number in numbers if number is not None]
+    return statistics.median(known) if known else None
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -272,8 +272,9 @@ def gradients(function, *inputs):
     return (y, *torch.autograd.grad((y * weights).sum(), wanted))
 
 
-@pytest.fixture
-def trained(monkeypatch):
+@pytest.fixture(params=[False, True], ids=["oneDNN", "MKL"])
+def trained(request, monkeypatch):
+    monkeypatch.setattr(module, "_prefers_mkl", lambda: request.param)
     calls, apply = [], module._Trained.apply
     monkeypatch.setattr(module._Trained, "apply", lambda *x: calls.append(x) or apply(*x))
     monkeypatch.setattr(module, "_ROWS_TO_PACK", 256)
@@ -350,6 +351,25 @@ def test_elsewhere_training_is_torchs(trained, case, monkeypatch):
     ):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     assert not trained
+
+
+@pytest.mark.parametrize(
+    ("processor", "in_file", "prefers"),
+    [
+        ("x86_64", "vendor_id\t: GenuineIntel\n", True),
+        ("x86_64", "vendor_id\t: AuthenticAMD\n", False),
+        ("Intel64 Family 6 Model 158 Stepping 10, GenuineIntel", None, True),
+        ("", None, False),
+    ],
+)
+def test_mkl_is_for_intels_processors(processor, in_file, prefers, tmp_path, monkeypatch):
+    about = tmp_path / "cpuinfo"
+    if in_file is not None:
+        about.write_text(in_file)
+    monkeypatch.setattr(module, "Path", lambda name: about)
+    monkeypatch.setattr(module.platform, "processor", lambda: processor)
+    found = module._prefers_mkl.__wrapped__()
+    assert found == (prefers and torch.backends.mkl.is_available())
 
 
 @pytest.mark.parametrize("num_rows", [64, 100])
