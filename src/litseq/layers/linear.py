@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -258,9 +258,10 @@ def _trained_as(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype |
 @cache
 def _prefers_mkl() -> bool:
     """Whether MKL's products in float32 are the faster ones: on Intel's processors."""
-    about = platform.processor()
-    with suppress(OSError):
-        about += Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux, where platform would have to start a program
+        about = platform.processor()
     return "GenuineIntel" in about and bool(torch._C.has_mkl)
 
 
