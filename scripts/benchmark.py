@@ -381,9 +381,14 @@ def measure(
 def _facts(of_rounds: list[dict[str, Any]], work: dict[str, Any]) -> dict[str, Any]:
     """Those of the first round, but for memory, whose median it is."""
     facts = _bleu(of_rounds[0], work) | _brief(of_rounds[0])
-    if facts["memory"] is not None:
-        facts["memory"] = statistics.median(found["memory"] for found in of_rounds)
+    facts["memory"] = median(found["memory"] for found in of_rounds)
     return facts
+
+
+def median(numbers: Iterable[float | None]) -> float | None:
+    """The one in the middle; None where nobody counts."""
+    known = [number for number in numbers if number is not None]
+    return statistics.median(known) if known else None
 
 
 def _bleu(found: dict[str, Any], work: dict[str, Any]) -> dict[str, float]:

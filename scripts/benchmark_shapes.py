@@ -16,11 +16,9 @@ import argparse
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +75,7 @@ def main() -> None:
             found[way].append(in_a_process(way, args))
             print(f"round {number + 1}: {way}: {found[way][-1]}", file=sys.stderr)
     medians = {
-        way: {name: median(of[name] for of in rounds) for name in rounds[0]}
+        way: {name: benchmark.median(of[name] for of in rounds) for name in rounds[0]}
         for way, rounds in found.items()
     }
     result = {
@@ -100,12 +98,6 @@ def in_a_process(way: str, args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
     return found
-
-
-def median(numbers: Iterable[float | None]) -> float | None:
-    """The one in the middle; None where nobody counts."""
-    known = [number for number in numbers if number is not None]
-    return statistics.median(known) if known else None
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

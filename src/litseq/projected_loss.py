@@ -159,10 +159,15 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
 
 def _rows(counts: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Those that count, None if all; where finding them would wait, all, and which to ignore."""
-    if counts.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _waits_for_nothing(counts):
         rows = counts.nonzero()[:, 0]
         return None if len(rows) == len(counts) else rows, None
     return None, ~counts
+
+
+def _waits_for_nothing(x: Tensor) -> bool:
+    """Whether who looks at its values has them at once."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _likely(
@@ -172,10 +177,9 @@ def _likely(
 
     From all of them, (n, V), and those of the labels, which will do but for the unlikeliest.
     """
-    waits_for_nothing = type(z) is Tensor and z.device.type == "cpu"
-    if waits_for_nothing and not torch.compiler.is_compiling():
-        if bool((chosen_probs.numpy() > _EXACT_FROM).all()):
-            return chosen, chosen_probs
+    seen = type(z) is Tensor and _waits_for_nothing(z)
+    if seen and bool((chosen_probs.numpy() > _EXACT_FROM).all()):
+        return chosen, chosen_probs
     return z.amax(-1, keepdim=True), probs.amax(-1, keepdim=True)
 
 

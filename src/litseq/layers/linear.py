@@ -239,9 +239,9 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = F
 
 
 def _trained_as(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
-    """What oneDNN computes these in; None if it does not.
+    """What ``_Trained`` computes these in; None if torch shall.
 
-    It does if x has a number of rows that many batches have (``litseq.layers.rows``).
+    Torch shall not if x has a number of rows that many batches have (``litseq.layers.rows``).
     """
     fits = (
         x.dim() == 2
