@@ -114,6 +114,13 @@ class MemoryCheck(Callback):
             possible = trainer.strategy.reduce(possible, reduce_op="min")
             return trial, _all_fit(trainer, trial), int(possible) // _STEP * _STEP
 
+        def less(size: int, trial: _Trial, possible: int) -> tuple[int, int]:
+            """What to try after what did not fit, and the most that still may fit."""
+            fewer = 7 * size // 8 // _STEP * _STEP
+            size = min(possible, fewer)
+            guessed = trainer.strategy.reduce_boolean_decision(trial.is_guess)
+            return size, fewer if guessed else size
+
         most = limit = self.max_tokens_at_most // _STEP * _STEP
         found, size = 0, min(_FIRST_BUDGET, most)
         with _as_before(module):
@@ -121,7 +128,7 @@ class MemoryCheck(Callback):
             if fits:
                 found, size = size, min(possible, most)
             else:
-                size = most = min(possible, size // 2 // _STEP * _STEP)
+                size, most = less(size, trial, possible)
             while size > found:
                 larger, fits, possible = tried(size)
                 if fits:
@@ -129,7 +136,7 @@ class MemoryCheck(Callback):
                     if possible >= 1.2 * found:  # the first batch, a small one, misled
                         size = min(possible, most)
                 else:
-                    size = most = min(possible, 7 * size // 8 // _STEP * _STEP)
+                    size, most = less(size, larger, possible)
         if found == 0:
             raise ValueError(
                 f"no max_tokens fits: {trial.what} takes {trial.need / 1e9:.2f} GB or more, and "
@@ -202,12 +209,14 @@ class _Trial(NamedTuple):
         need: Bytes of a step on it.
         free: Bytes that there were.
         possible: Padded tokens of a batch that would take all of that.
+        is_guess: Whether a few of its sentences were tried, and never all.
     """
 
     what: str
     need: int
     free: int
     possible: int
+    is_guess: bool
 
 
 def _worst(trainer: Trainer, module: LightningModule, loader: _Loader, free: int) -> _Trial:
@@ -239,8 +248,9 @@ def _try(trainer: Trainer, module: LightningModule, batch: Batch, free: int) -> 
     need = 0
     if device.type == "cpu" and num_sentences > _MEASURED_ROWS:
         few = max(num_sentences // _MEASURED_ROWS, min(4, num_sentences // 2))
-        needed(few)  # with what libraries take once and keep
-        need = (needed(few) - kept - fixed) * num_sentences // few + kept + fixed
+        # more than once, for libraries take something at first and keep it
+        need = min(needed(few) for _ in range(3))
+        need = (need - kept - fixed) * num_sentences // few + kept + fixed
     # together, for a sharded network needs all ranks to run
     whole = trainer.strategy.reduce_boolean_decision(need <= free)
     if whole:
@@ -252,7 +262,7 @@ def _try(trainer: Trainer, module: LightningModule, batch: Batch, free: int) -> 
     share = max(free - kept - fixed, 0) / max(need - kept - fixed, 1)
     if not whole:
         share *= 0.8  # measured on a few sentences, and no more than a guess
-    return _Trial(what, need, free, int(share * num_sentences * max(src, tgt)))
+    return _Trial(what, need, free, int(share * num_sentences * max(src, tgt)), not whole)
 
 
 def _step(trainer: Trainer, module: LightningModule, batch: dict[str, Any]) -> None:
