@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
+    parser.add_argument("--machine", help="As benchmark.py has it.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer(args.train, Path(folder))
@@ -84,7 +85,7 @@ def main() -> None:
     header, rows = table(result)
     print(markdown(header, rows))
     if args.record:
-        write("data", result, header, rows)
+        write("data", result, header, rows, machine=args.machine)
 
 
 def make_tokenizer(train: str, folder: Path) -> Path:

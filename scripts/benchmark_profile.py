@@ -2,7 +2,8 @@
 
 The training step also without what makes it fast (``benchmark_switches.py``).
 
-    python scripts/benchmark_profile.py --ckpt CKPT      # prints, and writes docs/performance.md
+    python scripts/benchmark_profile.py --ckpt CKPT            # prints four tables
+    python scripts/benchmark_profile.py --ckpt CKPT --record   # writes docs/performance.md too
 
 One thread, so that no operator's time hides behind another's. The work is that of ``benchmark.py``:
 a batch of 4,096 tokens of Multi30k for the small Transformer, and 64 of its test sentences in a
@@ -35,10 +36,13 @@ def main() -> None:
     parser.add_argument("--ckpt", required=True, help="A small Transformer that litseq trained.")
     parser.add_argument("--train", default="data/multi30k/train")
     parser.add_argument("--test", default="data/multi30k/test_2016_flickr.en")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--record", action="store_true", help="Write the documentation.")
+    parser.add_argument("--machine", help="As benchmark.py has it.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    shared = {"size": "small", "precision": "32-true", "threads": 1}
+    shared = {"size": "small", "precision": args.precision, "threads": 1}
     train = argparse.Namespace(
         train=args.train, max_tokens=4096, batches=1, same_batches=True, **shared
     )
@@ -49,18 +53,20 @@ def main() -> None:
         batch_size=64, beam_size=4, max_len=60, **shared,
     )  # fmt: skip
     search = benchmark.translate_work(translate, Path())
-    show("profile-train", worker.litseq(work))
-    show("profile-beam", worker.litseq_search()(search))
-    show("profile-greedy", worker.litseq_search()({**search, "beam_size": 1}))
+    show("train", worker.litseq(work), args)
+    show("beam", worker.litseq_search()(search), args)
+    show("greedy", worker.litseq_search()({**search, "beam_size": 1}), args)
     switch_off("train", "all of these")
-    show("profile-plain", worker.litseq(work))
+    show("plain", worker.litseq(work), args)
 
 
-def show(name: str, run: Callable[[], Any]) -> None:
-    """Prints a table and writes it onto the page."""
+def show(name: str, run: Callable[[], Any], args: argparse.Namespace) -> None:
+    """Prints a table, and writes it onto the page."""
     header, rows = largest(run)
-    print(markdown(header, rows))
-    fill(benchmark.PAGE, name, header, rows)
+    print(f"{name}:\n{markdown(header, rows)}")
+    if args.record:
+        key = "-".join(filter(None, ["profile", name, args.machine]))
+        fill(benchmark.PAGE, key, header, rows)
 
 
 def largest(run: Callable[[], Any]) -> tuple[list[str], list[list[str]]]:

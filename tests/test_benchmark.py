@@ -286,6 +286,23 @@ def test_a_profile_names_the_largest_costs():
     assert sum(float(row[3].rstrip("%")) for row in rows) == pytest.approx(100, abs=1)
 
 
+def test_a_training_step_has_a_thousand_operator_calls_at_most(monkeypatch):
+    """Each is a few microseconds of Python and autograd, whatever it computes."""
+    monkeypatch.setattr(heap, "keep_freed", lambda: None)
+    torch.manual_seed(0)
+    src, tgt = torch.randint(4, 8000, (2, 256, 16))
+    src[::2, 13:] = 0
+    tgt[::3, 14:] = 0
+    sizes = benchmark.SIZES["small"] | {
+        "vocab_size": 8000, "dropout": 0.1, "label_smoothing": 0.1, "longest": 16,
+    }  # fmt: skip
+    run = worker.litseq({"sizes": sizes, "batches": [(src, tgt)], "precision": "32-true"})
+    run()
+    with worker.Watch() as watch:
+        run()
+    assert watch.calls <= (1000 if linear._has_kernels(torch.float32) else 1150)
+
+
 @pytest.mark.parametrize("name", benchmark_switches.SWITCHES["train"])
 def test_what_is_switched_off_in_training_is_not_done(name, monkeypatch):
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ LAYERS = [
     ["models"],
     ["attention"],
     ["decoding", "data", "losses", "schedules", "evaluation"],
-    ["projected_loss"],
+    ["projected_loss", "optimizers"],
     ["checkpoint_io", "fonts", "pretrained"],
     ["shards"],
     ["checkpoints"],
@@ -79,7 +79,7 @@ def test_the_lower_half_imports_torch_alone():
 
 def test_callbacks_know_no_model_and_data_no_task():
     for part, module in imports():
-        if part in ("callbacks", "data", "evaluation", "losses", "schedules"):
+        if part in ("callbacks", "data", "evaluation", "losses", "schedules", "optimizers"):
             assert not module.startswith("litseq.models"), f"{part} imports {module}"
 
 

@@ -131,8 +131,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 nll, even = nll.masked_fill(ignored, 0), even.masked_fill(ignored, 0)
             grads: Sequence[Tensor | None] = (None, None, None)
             if slopes is not None:
-                of_row, of_token = label_smoothing * mean_w, label_smoothing / len(weight)
-                of_rows, *more = slopes.finish(h, ignored, of_row, of_token)
+                of_rows, *more = slopes.finish(h, ignored, mean_w, label_smoothing)
                 if of_rows is not None and rows is not None:
                     of_rows = of_rows.new_zeros(hidden.shape).index_copy_(0, rows, of_rows)
                 grads = of_rows, *more
@@ -221,10 +220,10 @@ class _Slopes:
 
     def __init__(self, needed: Sequence[bool], product: _Product, weight: Tensor) -> None:
         self._needs_rows, needs_weight, self._needs_bias = needed
-        self._product = product
+        self._product, self._vocab_size = product, len(weight)
         self._of_rows: list[Tensor] = []
         self._of_weight: Tensor | None = None
-        self._of_bias: Tensor | None = None
+        self._of_bias: list[Tensor] = []
         if needs_weight:
             self._of_weight = torch.zeros_like(weight, dtype=compute_dtype(weight))
 
@@ -232,8 +231,7 @@ class _Slopes:
         """Adds what some rows give, float (n, D), from the gradient of their logits, (n, V)."""
         of_weight = self._of_weight
         if self._needs_bias:
-            of_bias = slope.sum(0)
-            self._of_bias = of_bias if self._of_bias is None else self._of_bias.add_(of_bias)
+            self._of_bias.append(slope.sum(0))
         slope = slope.to(h.dtype)
         if self._needs_rows:
             self._of_rows.append(self._product.back(slope))
@@ -243,20 +241,22 @@ class _Slopes:
             of_weight += slope.T @ h
 
     def finish(
-        self, h: Tensor, ignored: Tensor | None, of_row: Tensor, of_token: float
+        self, h: Tensor, ignored: Tensor | None, mean_w: Tensor, label_smoothing: float
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Takes away what the share of targets gives that is spread over all tokens alike.
 
-        Each row has ``of_row`` of it, and each logit ``of_token``. Returns the gradients of the
-        rows that were added, of the weight and of the bias.
+        Of (N, D), which of them to ignore, the mean row of the weight, (D,), and that share.
+        Returns the gradients of the rows that were added, of the weight and of the bias.
         """
-        of_rows, of_weight, of_bias = None, self._of_weight, self._of_bias
+        of_rows, of_weight, of_bias = None, self._of_weight, None
         if self._needs_rows:
-            of_rows = torch.cat(self._of_rows).to(of_row.dtype).sub_(of_row)
+            of_rows = torch.cat(self._of_rows).to(mean_w.dtype).sub_(mean_w, alpha=label_smoothing)
             if ignored is not None:
                 of_rows.masked_fill_(ignored[:, None], 0)
+        of_token = label_smoothing / self._vocab_size
         if of_weight is not None:
-            of_weight -= of_token * h.sum(0, dtype=of_row.dtype)
-        if of_bias is not None:
+            of_weight.sub_(h.sum(0, dtype=mean_w.dtype), alpha=of_token)
+        if self._needs_bias:
+            of_bias = torch.stack(self._of_bias).sum(0)
             of_bias -= of_token * (len(h) if ignored is None else (~ignored).sum())
         return of_rows, of_weight, of_bias

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,8 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim import Optimizer
 from torchmetrics import MetricCollection, SumMetric
 from typing_extensions import Self
 
@@ -35,16 +32,13 @@ from litseq.layers.linear import Packing
 from litseq.layers.sizes import check_finite
 from litseq.losses import TokenLoss, check_label_smoothing, r_drop_loss, token_loss
 from litseq.models.base import ProjectingModel, Seq2SeqModel
+from litseq.optimizers import check_optimizer, make_optimizer, make_scheduler, stepped
 from litseq.projected_loss import projected_loss
-from litseq.schedules import Schedule, check_schedule, scheduler
+from litseq.schedules import Schedule, check_schedule
 from litseq.translator import Translator
 from litseq.types import Batch, Translation, check_batch, shift_right
 
 __all__ = ["Seq2Seq"]
-
-_log = logging.getLogger(__name__)
-
-_OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -130,10 +124,7 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         check_label_smoothing(label_smoothing)
-        if optimizer not in _OPTIMIZERS:
-            raise ValueError(
-                f"unknown optimizer {optimizer!r}; choose among {', '.join(_OPTIMIZERS)}."
-            )
+        check_optimizer(optimizer)
         check_schedule(schedule, warmup_steps)
         if r_drop < 0:
             raise ValueError(f"r_drop must be at least 0, got {r_drop}; 0 switches it off.")
@@ -361,58 +352,13 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Makes Adam or AdamW and a scheduler that is stepped after every optimizer step."""
-        h: Any = self.hparams
-        scaled = str(self.trainer.precision).startswith("16")
-        optimizer: Any = _OPTIMIZERS[h["optimizer"]](
-            self.parameters(),
-            lr=h["lr"],
-            betas=tuple(h["betas"]),
-            eps=h["eps"],
-            weight_decay=h["weight_decay"],
-            # Lightning cannot clip gradients of a fused optimizer under a gradient scaler
-            fused=not scaled or None,
-        )
-        if not scaled:  # without one, Lightning needs to be told that there is none
-            optimizer._step_supports_amp_scaling = False
+        options = self.hparams
+        optimizer = make_optimizer(self.parameters(), options, self.trainer)
         if self.lr_scheduler is not None:
             chosen = self.lr_scheduler(optimizer)
-            if isinstance(chosen, ReduceLROnPlateau):  # it goes by what validation finds
-                monitor = getattr(chosen, "monitor", "val/loss")
-                every = self.trainer.check_val_every_n_epoch if monitor.startswith("val") else 1
-                return {
-                    "optimizer": optimizer,
-                    "lr_scheduler": {
-                        "scheduler": chosen,
-                        "interval": "epoch",
-                        "frequency": every or 1,
-                        "monitor": monitor,
-                        "strict": every is not None,  # else an epoch may have no validation
-                    },
-                }
         else:
-            chosen = self._make_scheduler(optimizer)
-        # step by step: Lightning's own default would step once an epoch
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": chosen, "interval": "step"},
-        }
-
-    def _make_scheduler(self, optimizer: Optimizer) -> LambdaLR:
-        h: Any = self.hparams
-        total_steps = 0  # unknown, also where training has no end
-        if h["schedule"] in ("linear", "cosine"):
-            total = self.trainer.estimated_stepping_batches
-            total_steps = int(total) if math.isfinite(total) else 0
-            if 0 < total_steps <= h["warmup_steps"]:
-                _log.warning(
-                    "the run ends after %d steps, before the warm-up of %d: the learning rate "
-                    "never reaches lr; lower warmup_steps.",
-                    total_steps,
-                    h["warmup_steps"],
-                )
-        return scheduler(
-            optimizer, h["schedule"], warmup_steps=h["warmup_steps"], total_steps=total_steps
-        )
+            chosen = make_scheduler(optimizer, options, self.trainer)
+        return stepped(optimizer, chosen, self.trainer)
 
     # ---- validation, test and predict ----
 
