@@ -11,6 +11,7 @@ for peers, nothing of litseq is imported.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import time
@@ -301,6 +302,8 @@ def trainer(work: Work) -> Callable[..., dict[str, Any]]:
         import tempfile
 
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        model.trainer = None
+        gc.collect()  # or the optimizer of the last run would stand beside that of this one
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
             pl.Trainer(
