@@ -29,7 +29,7 @@ LARGEST = 10
 
 
 def main() -> None:
-    """Profiles all, prints the tables and writes them."""
+    """Profiles all, and prints the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +65,8 @@ def show(name: str, run: Callable[[], Any], args: argparse.Namespace) -> None:
     header, rows = largest(run)
     print(f"{name}:\n{markdown(header, rows)}")
     if args.record:
-        key = "-".join(filter(None, ["profile", name, args.machine]))
+        precision = None if args.precision == "32-true" else args.precision
+        key = "-".join(filter(None, ["profile", name, precision, args.machine]))
         fill(benchmark.PAGE, key, header, rows)
 
 

@@ -286,11 +286,12 @@ def test_a_profile_names_the_largest_costs():
     assert sum(float(row[3].rstrip("%")) for row in rows) == pytest.approx(100, abs=1)
 
 
-def test_a_training_step_has_a_thousand_operator_calls_at_most(monkeypatch):
-    """Each is a few microseconds of Python and autograd, whatever it computes."""
+@pytest.mark.parametrize(("num_sentences", "most"), [(256, 1000), (249, 1055)])
+def test_a_training_step_has_few_operator_calls(num_sentences, most, monkeypatch):
+    """More where there are more rows than positions; each is some microseconds of Python."""
     monkeypatch.setattr(heap, "keep_freed", lambda: None)
     torch.manual_seed(0)
-    src, tgt = torch.randint(4, 8000, (2, 256, 16))
+    src, tgt = torch.randint(4, 8000, (2, num_sentences, 16))
     src[::2, 13:] = 0
     tgt[::3, 14:] = 0
     sizes = benchmark.SIZES["small"] | {
@@ -300,7 +301,7 @@ def test_a_training_step_has_a_thousand_operator_calls_at_most(monkeypatch):
     run()
     with worker.Watch() as watch:
         run()
-    assert watch.calls <= (1000 if linear._has_kernels(torch.float32) else 1150)
+    assert watch.calls <= most + (0 if linear._has_kernels(torch.float32) else 150)
 
 
 @pytest.mark.parametrize("name", benchmark_switches.SWITCHES["train"])

@@ -29,7 +29,7 @@ def check_optimizer(name: str) -> None:
 
 
 def make_optimizer(
-    parameters: Iterable[Parameter], options: Mapping[str, Any], trainer: Trainer
+    parameters: Iterable[Parameter], options: Mapping[str, Any], *, trainer: Trainer
 ) -> Optimizer:
     """Makes the optimizer that the options of ``Seq2Seq`` name, fused where Lightning allows it."""
     scaled = str(trainer.precision).startswith("16")
@@ -48,7 +48,9 @@ def make_optimizer(
     return made
 
 
-def make_scheduler(optimizer: Optimizer, options: Mapping[str, Any], trainer: Trainer) -> LambdaLR:
+def make_scheduler(
+    optimizer: Optimizer, options: Mapping[str, Any], *, trainer: Trainer
+) -> LambdaLR:
     """Makes the schedule that the options of ``Seq2Seq`` name, as long as the run where it ends.
 
     Raises:
@@ -70,7 +72,7 @@ def make_scheduler(optimizer: Optimizer, options: Mapping[str, Any], trainer: Tr
 
 
 def stepped(
-    optimizer: Optimizer, chosen: LRSchedulerTypeUnion, trainer: Trainer
+    optimizer: Optimizer, chosen: LRSchedulerTypeUnion, *, trainer: Trainer
 ) -> OptimizerLRScheduler:
     """Says when a scheduler is stepped: after every step of the optimizer.
 

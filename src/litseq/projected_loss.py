@@ -28,6 +28,9 @@ _PIECE = {True: 2**22, False: 2**26}
 """Probabilities of a piece, by whether they are on a CPU: there as many as stay in its cache until
 they have become gradients, of rows enough for a fast product."""
 
+_BIAS_SUMS = 16
+"""Gradients of the bias, each of a piece, that are added up together."""
+
 _EXACT_FROM = 1e-30
 """Float32 has all its digits for probabilities above it."""
 
@@ -232,6 +235,8 @@ class _Slopes:
         of_weight = self._of_weight
         if self._needs_bias:
             self._of_bias.append(slope.sum(0))
+            if len(self._of_bias) == _BIAS_SUMS:
+                self._of_bias = [torch.stack(self._of_bias).sum(0)]
         slope = slope.to(h.dtype)
         if self._needs_rows:
             self._of_rows.append(self._product.back(slope))

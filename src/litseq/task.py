@@ -353,12 +353,12 @@ class Seq2Seq(HubModel, pl.LightningModule, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Makes Adam or AdamW and a scheduler that is stepped after every optimizer step."""
         options = self.hparams
-        optimizer = make_optimizer(self.parameters(), options, self.trainer)
+        optimizer = make_optimizer(self.parameters(), options, trainer=self.trainer)
         if self.lr_scheduler is not None:
             chosen = self.lr_scheduler(optimizer)
         else:
-            chosen = make_scheduler(optimizer, options, self.trainer)
-        return stepped(optimizer, chosen, self.trainer)
+            chosen = make_scheduler(optimizer, options, trainer=self.trainer)
+        return stepped(optimizer, chosen, trainer=self.trainer)
 
     # ---- validation, test and predict ----
 

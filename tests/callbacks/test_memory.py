@@ -302,8 +302,9 @@ def test_auto_tries_fewer_until_they_fit(tmp_path, monkeypatch):
     assert chosen == sizes[-1] < 16_384
 
 
-def test_auto_is_not_misled_by_a_guess(tmp_path, monkeypatch):
-    """The few sentences of the first large batch seem to take twice of what they do."""
+@pytest.mark.parametrize("times", [2, 20])
+def test_auto_is_not_misled_by_a_guess(tmp_path, monkeypatch, times):
+    """The few sentences of the first large batch seem to take several times what they do."""
     sizes = []
 
     def step(trainer, module, batch):
@@ -312,7 +313,7 @@ def test_auto_is_not_misled_by_a_guess(tmp_path, monkeypatch):
     def peak(device, work):
         work()
         large = [size for size in sizes if 512 < size < 1000]
-        return 25_000 * sizes[-1] * (2 if misled and sizes[-1] in large[:1] else 1)
+        return 25_000 * sizes[-1] * (times if misled and sizes[-1] in large[:1] else 1)
 
     monkeypatch.setattr(memory, "_free", lambda device: 250_000_000)
     monkeypatch.setattr(memory, "_step", step)

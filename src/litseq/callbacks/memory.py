@@ -118,8 +118,9 @@ class MemoryCheck(Callback):
             """What to try after what did not fit, and the most that still may fit."""
             fewer = 7 * size // 8 // _STEP * _STEP
             size = min(possible, fewer)
-            guessed = trainer.strategy.reduce_boolean_decision(trial.is_guess)
-            return size, fewer if guessed else size
+            if not trainer.strategy.reduce_boolean_decision(trial.is_guess):
+                return size, size
+            return size if size > found else fewer, fewer
 
         most = limit = self.max_tokens_at_most // _STEP * _STEP
         found, size = 0, min(_FIRST_BUDGET, most)
