@@ -59,6 +59,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "kind": "rnn", "d_model": 384, "num_heads": 1, "num_layers": 1, "dim_feedforward": 0,
     },
 }  # fmt: skip
+PRECISIONS = ("32-true", "bf16-mixed")
 TRAINEES = ("litseq", "trainer", "torch", "marian", "joeynmt", "opennmt")
 TRANSLATORS = ("litseq", "litseq-int8", "marian", "ctranslate2", "ctranslate2-int8")
 TRAINEES_ON_REQUEST = ("compact", "opennmt-compact", "compiled")
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--beam-size", type=int, default=4)
     parser.add_argument("--max-len", type=int, default=60, help="translate: tokens at most.")
     parser.add_argument("--sentences", type=int, default=320, help="translate: how many.")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--record", action="store_true", help="Write record and documentation.")
@@ -125,6 +126,12 @@ def check_names(names: Iterable[str], known: Sequence[str]) -> None:
 # ---- the work ----
 
 
+def sizes_of(size: str, *, longest: int, vocab_size: int = VOCAB_SIZE) -> dict[str, Any]:
+    """Of a model that all train alike, for sentences of so many tokens at most."""
+    shared = {"dropout": 0.1, "label_smoothing": 0.1}
+    return SIZES[size] | shared | {"vocab_size": vocab_size, "longest": longest}
+
+
 def train_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The first batches of an epoch, for each contestant."""
     from litseq import TranslationDataModule
@@ -143,10 +150,8 @@ def train_work(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         pairs = encoded_pairs(args.train, data.tokenizer)
         for name, rule in RULES.items():
             batches[name] = own_batches(pairs, rule, args.max_tokens, args.batches)
-    sizes = SIZES[args.size] | {
-        "vocab_size": data.tokenizer.tgt_vocab_size, "dropout": 0.1, "label_smoothing": 0.1,
-        "longest": max(side.size(1) for own in batches.values() for pair in own for side in pair),
-    }  # fmt: skip
+    longest = max(side.size(1) for own in batches.values() for pair in own for side in pair)
+    sizes = sizes_of(args.size, longest=longest, vocab_size=data.tokenizer.tgt_vocab_size)
     return {
         "batches": batches,
         "sizes": sizes,
@@ -523,10 +528,19 @@ def keep(
     if result["same_batches"]:
         key += "-same"
     if result["what"] == "translate":
-        size = "" if result["size"] == "small" else f"{result['size']}-"
-        precision = "" if result["precision"] == "32-true" else f"{result['precision']}-"
-        key = f"translate-{size}{precision}{result['beam_size']}"
+        size = None if result["size"] == "small" else result["size"]
+        key = table_key("translate", size, but_float32(result["precision"]), result["beam_size"])
     write(key, result, header, rows, machine=machine)
+
+
+def but_float32(precision: str) -> str | None:
+    """Of a table's name: float32 goes without saying."""
+    return None if precision == PRECISIONS[0] else precision
+
+
+def table_key(*parts: object) -> str:
+    """Name of a table on the page, of what there is."""
+    return "-".join(str(part) for part in parts if part)
 
 
 def write(
@@ -538,7 +552,7 @@ def write(
     machine: str | None = None,
 ) -> None:
     """Puts a result into the record, and its table onto the page."""
-    key = f"{key}-{machine}" if machine else key
+    key = table_key(key, machine)
     records = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     with whole_file(RESULTS) as file:
         file.write(json.dumps(records | {key: result}, indent=1) + "\n")

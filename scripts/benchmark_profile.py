@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--ckpt", required=True, help="A small Transformer that litseq trained.")
     parser.add_argument("--train", default="data/multi30k/train")
     parser.add_argument("--test", default="data/multi30k/test_2016_flickr.en")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--precision", choices=benchmark.PRECISIONS, default="32-true")
     parser.add_argument("--record", action="store_true", help="Write the documentation.")
     parser.add_argument("--machine", help="As benchmark.py has it.")
     args = parser.parse_args()
@@ -65,8 +65,8 @@ def show(name: str, run: Callable[[], Any], args: argparse.Namespace) -> None:
     header, rows = largest(run)
     print(f"{name}:\n{markdown(header, rows)}")
     if args.record:
-        precision = None if args.precision == "32-true" else args.precision
-        key = "-".join(filter(None, ["profile", name, precision, args.machine]))
+        precision = benchmark.but_float32(args.precision)
+        key = benchmark.table_key("profile", name, precision, args.machine)
         fill(benchmark.PAGE, key, header, rows)
 
 

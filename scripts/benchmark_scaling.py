@@ -76,10 +76,7 @@ def of_length(length: int, args: argparse.Namespace) -> dict[str, Any]:
     size = MAX_TOKENS // length, length
     ids = torch.randint(4, benchmark.VOCAB_SIZE, (2, *size), generator=generator)
     ids[..., -1] = EOS
-    sizes = benchmark.SIZES["small"] | {
-        "vocab_size": benchmark.VOCAB_SIZE, "dropout": 0.1, "label_smoothing": 0.1,
-        "longest": length,
-    }  # fmt: skip
+    sizes = benchmark.sizes_of("small", longest=length)
     work = {
         "batches": {name: [(ids[0], ids[1])] for name in WHO},
         "sizes": sizes,

@@ -294,9 +294,7 @@ def test_a_training_step_has_few_operator_calls(num_sentences, most, monkeypatch
     src, tgt = torch.randint(4, 8000, (2, num_sentences, 16))
     src[::2, 13:] = 0
     tgt[::3, 14:] = 0
-    sizes = benchmark.SIZES["small"] | {
-        "vocab_size": 8000, "dropout": 0.1, "label_smoothing": 0.1, "longest": 16,
-    }  # fmt: skip
+    sizes = benchmark.sizes_of("small", longest=16)
     run = worker.litseq({"sizes": sizes, "batches": [(src, tgt)], "precision": "32-true"})
     run()
     with worker.Watch() as watch:
